@@ -1,0 +1,326 @@
+"""The contract between hil and a host's hypervisor and operating system.
+
+One adapter a platform stands behind :class:`Platform`: ``linux.py`` (QEMU/KVM with
+VFIO) and, in time, ``freebsd.py`` (bhyve) and ``illumos.py``.  Its verbs are the
+field's: read facts and functions, reserve and return, create and destroy guests,
+read tables, faults and physical memory.  Suites ask this contract, never the OS.
+
+What differs between platforms *by intent* is data that the adapter states
+(:attr:`Platform.domains`, :attr:`Platform.features`), so that one test serves all.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hil.deadline import Deadline
+from hil.iommu.faults import FaultRecord
+from hil.iommu.memory import PhysicalMemory
+from hil.iommu.vtd import VtdTables
+from hil.pci.address import Address
+from hil.pci.config import ConfigSpace
+from hil.transport.base import ByteStream, Transport
+
+
+class Phase(enum.Enum):
+    """Where a function stands in the life of an assignment."""
+
+    BOOT = "boot"
+    IDLE = "idle"
+    """Reserved (bound to the stub driver), assigned to nobody."""
+    ASSIGNED = "assigned"
+    DESTROYED = "destroyed"
+    """Its guest is gone; still reserved."""
+    RETURNED = "returned"
+
+
+class Owner(enum.Enum):
+    """Whose memory a function's DMA can reach, by its IOMMU table entry."""
+
+    HOST = "host"
+    """The host's own mappings: what its driver maps, or all of memory."""
+    GUEST = "guest"
+    """One guest's memory and nothing else."""
+    NOBODY = "nobody"
+    """No entry, or one that maps nothing: all DMA is blocked."""
+
+
+class Feature(enum.Enum):
+    """Something a platform or this host of it can do; tests ask for it by name."""
+
+    IOMMU = "iommu"
+    """DMA remapping is on and guests' DMA goes through it."""
+    TABLES = "tables"
+    """The IOMMU's tables can be read here."""
+    FAULTS = "faults"
+    """DMA faults are reported with the requester id."""
+    PHYSICAL_MEMORY = "physical-memory"
+    """Host physical memory can be read."""
+    GUEST_MEMORY = "guest-memory"
+    """A guest's physical memory can be read from the hypervisor's side."""
+    SRIOV = "sriov"
+    NMI = "nmi"
+    POWER_CYCLE = "power-cycle"
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a host is.  All text is as the host gave it."""
+
+    os: str
+    """For example ``Debian GNU/Linux 12 (bookworm)``."""
+    kernel: str
+    hypervisor: str
+    """For example ``QEMU 10.0.2 with KVM``."""
+    cpu: str
+    memory: int
+    """Bytes."""
+    iommu: str
+    """``vt-d``, ``amd-vi`` or ``none``."""
+    iommu_enabled: bool
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A base address register, as the host sized it."""
+
+    index: int
+    address: int
+    """Host physical address; 0 if unassigned."""
+    size: int
+    """Bytes."""
+    memory: bool
+    """False for an I/O port range."""
+    prefetchable: bool = False
+    wide: bool = False
+    """64-bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A PCI function of a host at one moment."""
+
+    address: Address
+    config: ConfigSpace
+    driver: str | None
+    """The driver bound to it now; ``None`` if none."""
+    reserved: bool
+    """Bound to the platform's stub driver (vfio-pci, ppt)."""
+    group: int | None
+    """Isolation group; functions of one group travel together. ``None``: not isolated."""
+    bars: tuple[Bar, ...]
+    reset_methods: tuple[str, ...]
+    """In the order the platform will try them: ``flr``, ``af_flr``, ``pm``, ``bus`` …"""
+    physical_function: Address | None = None
+    """For a VF, its PF."""
+    virtual_functions: tuple[Address, ...] = ()
+    total_vfs: int = 0
+    interfaces: tuple[str, ...] = ()
+    """Network interfaces or block devices that its driver made on the host."""
+    in_use_as: str = ""
+    """Non-empty if the host itself needs it: ``root disk``, ``management NIC``, ``console``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Functions taken from the host's drivers, with what is needed to give them back."""
+
+    addresses: tuple[Address, ...]
+    previous_drivers: Mapping[Address, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSpec:
+    """A guest to be made.  ``devices`` are passed in this order."""
+
+    name: str
+    image: str
+    """Name of an image that the host has (see :mod:`hil.guests.images`)."""
+    memory: int = 256 << 20
+    """Bytes."""
+    cpus: int = 1
+    devices: tuple[Address, ...] = ()
+    arguments: tuple[str, ...] = ()
+    """More kernel command line words, for a guest that the platform boots directly."""
+
+
+class MachineState(enum.Enum):
+    """A guest as its hypervisor sees it."""
+
+    PREPARED = "prepared"
+    """Made, its devices assigned, its first instruction not yet run."""
+    RUNNING = "running"
+    STOPPED = "stopped"
+    """Powered off, or reset where the platform then stops."""
+    CRASHED = "crashed"
+    """The hypervisor process died or the guest ended in a triple fault or panic."""
+    DESTROYED = "destroyed"
+
+
+class Machine(Protocol):
+    """A guest on the hypervisor's side: what a BMC would be to a host."""
+
+    spec: GuestSpec
+
+    def console(self, deadline: Deadline) -> ByteStream:
+        """The serial console.  Opened once, before :meth:`start`."""
+        ...
+
+    def start(self, deadline: Deadline) -> None:
+        """Run the guest's first instruction."""
+        ...
+
+    def state(self, deadline: Deadline) -> MachineState: ...
+
+    def ssh(self, deadline: Deadline) -> Transport:
+        """Log in at the guest's management NIC, by way of the host."""
+        ...
+
+    def reset(self, deadline: Deadline) -> None:
+        """Press the reset button."""
+        ...
+
+    def nmi(self, deadline: Deadline) -> None: ...
+
+    def kill(self, deadline: Deadline) -> None:
+        """Kill the hypervisor's process at once (SIGKILL); what it held may stay held."""
+        ...
+
+    def destroy(self, deadline: Deadline) -> None:
+        """End the guest and free all it held.  Safe to call twice, and after :meth:`kill`."""
+        ...
+
+    def read_physical(self, address: int, length: int, deadline: Deadline) -> bytes:
+        """Guest physical memory, read from the hypervisor's side."""
+        ...
+
+    def failure(self) -> str:
+        """What the hypervisor wrote to stderr, bounded."""
+        ...
+
+
+class Canary(Protocol):
+    """Host memory, filled with a known pattern, that nothing may change."""
+
+    def changes(self, deadline: Deadline) -> tuple[str, ...]:
+        """One line for each changed page; empty if all is intact."""
+        ...
+
+    def spoil(self, offset: int, data: bytes, deadline: Deadline) -> None:
+        """Change it on purpose: the control that proves that :meth:`changes` sees it."""
+        ...
+
+    def close(self, deadline: Deadline) -> None: ...
+
+
+class Platform(ABC):
+    """A host's hypervisor and operating system."""
+
+    name: str
+    """``linux-vfio``, ``freebsd-bhyve`` …"""
+
+    host: str
+    """The host's name in the inventory."""
+
+    transport: Transport
+
+    features: frozenset[Feature]
+
+    domains: Mapping[Phase, Owner]
+    """Whose memory a function can reach at each phase, by this platform's design."""
+
+    stub_driver: str
+    """Name of the driver that holds a reserved function."""
+
+    # facts
+    @abstractmethod
+    def facts(self, deadline: Deadline) -> HostFacts: ...
+
+    @abstractmethod
+    def functions(self, deadline: Deadline) -> tuple[Function, ...]:
+        """Every PCI function of the host, by address."""
+
+    @abstractmethod
+    def function(self, address: Address, deadline: Deadline) -> Function:
+        """One function.  Raises :class:`~hil.errors.LabError` if the host has none there."""
+
+    @abstractmethod
+    def read_config(self, address: Address, deadline: Deadline) -> ConfigSpace: ...
+
+    @abstractmethod
+    def write_config(
+        self, address: Address, offset: int, value: bytes, deadline: Deadline
+    ) -> None: ...
+
+    @abstractmethod
+    def reset(self, address: Address, deadline: Deadline) -> None:
+        """Reset the function as the platform does between two owners."""
+
+    # reserve and return
+    @abstractmethod
+    def reserve(self, addresses: Sequence[Address], deadline: Deadline) -> Reservation:
+        """Bind functions to the stub driver.
+
+        Raises:
+            InventoryError: the host needs one itself, or one is a bridge.
+            ProductError: the host's driver did not let go, or the stub did not take it.
+        """
+
+    @abstractmethod
+    def give_back(self, reservation: Reservation, deadline: Deadline) -> None:
+        """Return functions to the drivers they had.  Safe to run twice.
+
+        Raises:
+            ProductError: a guest holds one still, or a driver did not come back.
+        """
+
+    @abstractmethod
+    def create_vfs(self, address: Address, count: int, deadline: Deadline) -> tuple[Address, ...]:
+        """Virtual functions of a PF, which must have none yet."""
+
+    @abstractmethod
+    def remove_vfs(self, address: Address, deadline: Deadline) -> None:
+        """Remove all VFs of a PF.  Raises ProductError if the platform refuses (in use)."""
+
+    # guests
+    @abstractmethod
+    def create_guest(self, spec: GuestSpec, deadline: Deadline) -> Machine:
+        """A guest with its devices assigned, not yet started; destroys what a failure left.
+
+        Raises:
+            ProductError: the hypervisor refused, with its words.
+        """
+
+    @abstractmethod
+    def guests(self, deadline: Deadline) -> tuple[str, ...]:
+        """Names of the guests that exist on the host, ours and others."""
+
+    # the IOMMU, memory, interrupts
+    @abstractmethod
+    def tables(self, deadline: Deadline) -> VtdTables:
+        """The IOMMU's tables now.  Raises LabError where :attr:`Feature.TABLES` is missing."""
+
+    @abstractmethod
+    def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:
+        """All DMA faults the host has recorded since boot, oldest first.
+
+        Hosts limit the rate of these lines: presence counts, number does not.
+        """
+
+    @abstractmethod
+    def physical_memory(self, deadline: Deadline) -> PhysicalMemory: ...
+
+    @abstractmethod
+    def canary(self, size: int, deadline: Deadline) -> Canary: ...
+
+    @abstractmethod
+    def interrupts(self, address: Address, deadline: Deadline) -> Mapping[str, int]:
+        """Count of each of the function's interrupt lines or vectors on the host."""
+
+    @abstractmethod
+    def kernel_log(self, deadline: Deadline) -> str: ...
