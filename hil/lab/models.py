@@ -1,0 +1,190 @@
+"""The inventory: what a lab has, as frozen models.
+
+An inventory is a TOML file with four kinds of tables, all keyed by name::
+
+    [lab]                # name, kind
+    [hosts.alpha]        # platform, address, user, key_file, danger …
+    [devices.nic0]       # kind, host, functions or match, peer, vfs …
+    [images.linux]       # a guest image that the hosts have
+
+The models only say what may be written; :mod:`hil.lab.load` reads files and
+turns mistakes into messages, :mod:`hil.lab.check` compares with live hosts.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+
+from hil.errors import InventoryError
+from hil.pci.address import Address
+
+
+class LabKind(enum.StrEnum):
+    """What is real in a lab; every result says it."""
+
+    PHYSICAL = "physical"
+    EMULATED = "emulated"
+    SIMULATED = "simulated"
+
+
+def _address(value: object) -> Address:
+    if not isinstance(value, str):
+        raise ValueError("should be an address in a string, such as '0000:03:00.0'")  # noqa: TRY004
+    try:
+        return Address.parse(value)
+    except InventoryError as error:
+        raise ValueError(error.message) from None
+
+
+def _serial(value: str) -> str:
+    digits = re.sub(r"[-:]", "", value).lower()
+    if not re.fullmatch(r"[0-9a-f]{16}", digits):
+        raise ValueError("should be a PCIe serial number such as '00-1b-21-ff-ff-aa-bb-cc'")
+    return digits
+
+
+def _ids(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{4}", value):
+        raise ValueError("should be two hexadecimal ids, as `lspci -n` prints them: '8086:10c9'")
+    return value.lower()
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value):
+        raise ValueError("should be a name: letters, digits, '.', '_' and '-', at most 64")
+    return value
+
+
+def _host_key(value: str) -> str:
+    if value and not re.fullmatch(r"[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?", value):
+        raise ValueError("should be a line of a .pub file, such as 'ssh-ed25519 AAAA…'")
+    return value
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("should be an absolute path on the host")
+    return value
+
+
+#: Names of hosts, devices and images; they become parts of test ids and file names.
+Name = Annotated[str, AfterValidator(_name)]
+FunctionAddress = Annotated[Address, PlainValidator(_address)]
+Ids = Annotated[str, AfterValidator(_ids)]
+SerialNumber = Annotated[str, AfterValidator(_serial)]
+PlatformName = Literal["linux-vfio", "freebsd-bhyve"]
+DeviceKind = Literal["nic", "nvme", "gpu", "edu", "usb", "other"]
+#: ``pm``: a reset by the D3hot to D0 transition; the rest are capabilities by their usual names.
+CapabilityName = Literal["msi", "msix", "flr", "af_flr", "pm", "sriov", "acs", "ats"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Host(_Model):
+    """A machine whose devices are passed to guests."""
+
+    platform: PlatformName
+    transport: Literal["ssh", "local"] = "ssh"
+    """``local``: hil runs on the lab host itself."""
+    address: str = Field(default="", max_length=255)
+    """Host name or IP address; needed for ``ssh`` on a physical host."""
+    port: int = Field(default=22, ge=1, le=65535)
+    user: str = Field(default="root", min_length=1)
+    key_file: str = ""
+    """Private key; ``~`` is the home of whoever runs hil. Empty: the agent's and the usual keys."""
+    known_hosts: str = ""
+    """File of host keys; empty: the user's ``~/.ssh/known_hosts``."""
+    host_key: Annotated[str, AfterValidator(_host_key)] = ""
+    """The one host key to accept, as in a ``.pub`` file; instead of ``known_hosts``."""
+    danger: int = Field(default=1, ge=0, le=3)
+    """Highest danger of the tests it may run: 0 none, 1 may wedge a device, 2 may hang or
+    reboot the host, 3 may corrupt its memory (sacrificial hosts only)."""
+
+
+class Match(_Model):
+    """Identity of a card, which stays the same when the card moves to another slot."""
+
+    id: Ids
+    """``vendor:device`` in hexadecimal, as ``lspci -n`` prints it."""
+    subsystem: Ids | None = None
+    """``subvendor:subdevice``."""
+    serial: SerialNumber | None = None
+    """PCIe device serial number (extended capability 0003h), 16 hexadecimal digits."""
+
+
+class Peer(_Model):
+    """Where the far end of a NIC's cable is: one of the two fields, on ``host``."""
+
+    host: Name | None = None
+    """Empty: the host of the device."""
+    interface: str | None = Field(default=None, min_length=1, max_length=15)
+    function: FunctionAddress | None = None
+
+
+class Device(_Model):
+    """One or more functions that travel together."""
+
+    kind: DeviceKind
+    host: Name
+    functions: tuple[FunctionAddress, ...] = ()
+    match: Match | None = None
+    """Finds the card; with ``functions``, checks that this card is at that address."""
+    capabilities: tuple[CapabilityName, ...] = ()
+    """What the first function has: tests are chosen by it before any host is up."""
+    peer: Peer | None = None
+    vfs: int = Field(default=0, ge=0, le=65535)
+    """Virtual functions that suites may create."""
+
+
+class GuestImage(_Model):
+    """A guest image that every host of the lab has."""
+
+    os: Literal["linux", "freebsd"] = "linux"
+    path: Annotated[str, AfterValidator(_absolute)]
+    """Absolute path on the host."""
+
+
+class LabSection(_Model):
+    """The ``[lab]`` table."""
+
+    name: Name
+    kind: LabKind
+
+
+class Inventory(_Model):
+    """A whole inventory file."""
+
+    lab: LabSection
+    hosts: Mapping[Name, Host] = Field(min_length=1)
+    devices: Mapping[Name, Device] = Field(default_factory=dict)
+    images: Mapping[Name, GuestImage] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab whose inventory has been read and found right."""
+
+    name: str
+    kind: LabKind
+    hosts: Mapping[str, Host]
+    devices: Mapping[str, Device]
+    images: Mapping[str, GuestImage]
+    source: Path
+    """The inventory's file."""
+
+    def devices_of(self, host: str) -> dict[str, Device]:
+        """The devices of ``host`` by name, in the inventory's order."""
+        return {name: device for name, device in self.devices.items() if device.host == host}
+
+    def file(self, path: str) -> Path:
+        """A path written in the inventory: ``~`` expanded, relative to the inventory's file."""
+        return self.source.parent / Path(path).expanduser()
