@@ -1,19 +1,43 @@
-"""Read Intel VT-d tables out of physical memory."""
+"""Read Intel VT-d tables out of physical memory: this project's own dmardump.
+
+References are to the "Intel Virtualization Technology for Directed I/O Architecture
+Specification", revision 4.1.  Read are the tables of legacy mode (9.1, 9.3, 9.8):
+root, context and second-stage ("second-level") paging, with 3, 4 or 5 levels and
+pages of 4 KiB, 2 MiB and 1 GiB.  Other modes are refused by name.
+
+The reader shows what the tables say *now*; an IOMMU may still use what it cached.
+"""
 
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hil.iommu.memory import PhysicalMemory
+from hil.errors import LabError
+from hil.iommu.memory import PAGE, CachedMemory, PhysicalMemory
+from hil.pci.address import Address
+
+_READ = 1 << 0
+_WRITE = 1 << 1
+_PAGE_SIZE = 1 << 7
+_SNOOP = 1 << 11
+_TRANSIENT = 1 << 62
+_IGNORED = 0x3FF << 52 | 1 << 63
+
+INTERRUPT_RANGE = range(0xFEE00000, 0xFEF00000)
+"""Requests here are interrupt messages and never translated (3.14)."""
+
+_WIDTHS = {1: 39, 2: 48, 3: 57}
+"""Address Width field of a context entry to bits of DMA address (9.3)."""
 
 
 class TranslationType(enum.Enum):
-    """What a context entry does with requests (VT-d spec 9.3, field TT)."""
+    """What a context entry does with requests (9.3, field TT)."""
 
     UNTRANSLATED = 0
-    """Untranslated requests go through the second-level tables; others are blocked."""
+    """Untranslated requests go through the page tables; all others are blocked."""
     DEVICE_TLB = 1
     """As above, and the device may cache translations (ATS)."""
     PASS_THROUGH = 2
@@ -22,26 +46,31 @@ class TranslationType(enum.Enum):
 
 
 class Reason(enum.IntEnum):
-    """Fault reasons of legacy mode (VT-d spec 7.1.3), as the hardware reports them."""
+    """Fault reasons of legacy mode, as the hardware reports them (7.1.3)."""
 
-    ROOT_NOT_PRESENT = 1
-    CONTEXT_NOT_PRESENT = 2
-    CONTEXT_INVALID = 3
-    ADDRESS_BEYOND_WIDTH = 4
-    WRITE_DENIED = 5
-    READ_DENIED = 6
-    NEXT_TABLE_UNREADABLE = 7
-    ROOT_TABLE_UNREADABLE = 8
-    CONTEXT_TABLE_UNREADABLE = 9
+    ROOT_NOT_PRESENT = 0x1
+    CONTEXT_NOT_PRESENT = 0x2
+    CONTEXT_INVALID = 0x3
+    ADDRESS_BEYOND_WIDTH = 0x4
+    WRITE_DENIED = 0x5
+    READ_DENIED = 0x6
+    NEXT_TABLE_UNREADABLE = 0x7
+    ROOT_TABLE_UNREADABLE = 0x8
+    CONTEXT_TABLE_UNREADABLE = 0x9
     ROOT_RESERVED = 0xA
     CONTEXT_RESERVED = 0xB
     PAGING_RESERVED = 0xC
     TRANSLATION_BLOCKED = 0xD
+    INTERRUPT_ADDRESS = 0xE
+
+
+_UNQUALIFIED = {Reason.ROOT_NOT_PRESENT, Reason.ROOT_RESERVED}
+"""Reasons found before a context entry is read: its FPD cannot silence them (7.1.3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextEntry:
-    """One function's entry, present or not."""
+    """One function's entry, present or not, as its bits say (9.3)."""
 
     requester_id: int
     present: bool
@@ -49,16 +78,28 @@ class ContextEntry:
     translation_type: TranslationType
     page_table_root: int
     address_width: int
-    """Bits of DMA address: 39, 48 or 57 (0: reserved encoding)."""
+    """Bits of DMA address: 39, 48 or 57; 0 for a reserved encoding."""
     fault_disabled: bool
+    """FPD: qualified faults are neither recorded nor reported."""
+    reserved_bits: bool = False
+    """A bit that must be 0 is set: all requests fault."""
+
+    @property
+    def translates(self) -> bool:
+        """Whether requests go through page tables."""
+        return self.present and self.translation_type in (
+            TranslationType.UNTRANSLATED,
+            TranslationType.DEVICE_TLB,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """Where a DMA address leads.  ``page_size`` is 0 for pass-through."""
+    """Where a DMA address leads."""
 
     physical: int
     page_size: int
+    """Bytes of the page it is in; 0 for pass-through."""
     readable: bool
     writable: bool
 
@@ -69,6 +110,8 @@ class TranslationFault:
 
     reason: Reason
     text: str
+    recorded: bool = True
+    """False if the function's entry disables the recording of such faults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +124,44 @@ class Mapping:
     readable: bool
     writable: bool
 
+    def __str__(self) -> str:
+        rights = ("r" if self.readable else "-") + ("w" if self.writable else "-")
+        return (
+            f"{self.iova:#x}-{self.iova + self.length - 1:#x} -> {self.physical:#x} "
+            f"{rights} {self.length:#x} bytes"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A paging entry that ends a walk."""
+
+    physical: int
+    size: int
+    readable: bool
+    writable: bool
+
 
 class VtdTables:
-    """The tables of one DMA remapping unit."""
+    """The tables of one DMA remapping unit.
+
+    Tables are cached as they are first read: make a new reader to see changes.
+
+    Args:
+        memory: the host's physical memory.
+        root_table_address: the RTADDR register (11.4.5), or the root table's address.
+        capability: the CAP register (11.4.2); without it, all widths and sizes of
+            page are taken to be supported.
+        extended_capability: the ECAP register (11.4.3); likewise.
+        host_address_width: bits of a physical address; paging entries with higher
+            address bits set are faulty.  The ACPI DMAR table tells it.
+
+    Raises:
+        LabError: the unit is in scalable, extended or abort mode.
+    """
+
+    #: Most paging structures that one walk over a function's whole address space reads.
+    TABLE_LIMIT = 65536
 
     def __init__(
         self,
@@ -92,22 +170,325 @@ class VtdTables:
         *,
         capability: int | None = None,
         extended_capability: int | None = None,
+        host_address_width: int = 52,
     ) -> None:
-        raise NotImplementedError
+        mode = root_table_address >> 10 & 3
+        if mode:
+            name = {1: "scalable mode", 2: "extended mode (ECS)", 3: "abort-DMA mode"}[mode]
+            raise LabError(
+                f"the IOMMU's root table is in {name}, which is not read here",
+                seen=f"RTADDR {root_table_address:#018x}, bits 11:10 = {mode:02b}",
+                hint="boot the host with the IOMMU in legacy mode "
+                "(Linux: intel_iommu=on,sm_off; QEMU: no x-scalable-mode)",
+            )
+        self.root_table = root_table_address & ~(PAGE - 1)
+        self._memory = CachedMemory(memory)
+        self._physical_limit = 1 << min(host_address_width, 52)
+        # without CAP, assume what the newest hardware has
+        self._widths = {
+            bits
+            for field, bits in _WIDTHS.items()
+            if capability is None or capability >> 8 >> field & 1
+        }
+        self._max_address_width = 57 if capability is None else (capability >> 16 & 0x3F) + 1
+        self._big_pages = {
+            level
+            for level, bit in ((2, 34), (3, 35))
+            if capability is None or capability >> bit & 1
+        }
+        extended = (
+            (1 << 2 | 1 << 6 | 1 << 7) if extended_capability is None else extended_capability
+        )
+        self._device_tlb = bool(extended & 1 << 2)
+        self._pass_through = bool(extended & 1 << 6)
+        self._snoop_control = bool(extended & 1 << 7)
+
+    # -- entries ----------------------------------------------------------------------
 
     def entry(self, requester_id: int) -> ContextEntry | None:
-        raise NotImplementedError
+        """The function's context entry; ``None`` if its bus has no context table.
+
+        An entry with ``present`` false shows what an earlier owner left in it.
+
+        Raises:
+            LabError: the tables cannot be read.
+        """
+        root_low, _ = self._root_entry(requester_id >> 8)
+        if not root_low & 1:
+            return None
+        table = root_low & ~(PAGE - 1)
+        low, high = self._pair(table + 16 * (requester_id & 0xFF), "context table")
+        return self._context_entry(requester_id, low, high)
 
     def entries(self) -> Iterator[ContextEntry]:
-        raise NotImplementedError
+        """Every present entry, by requester id.
+
+        Raises:
+            LabError: the tables cannot be read.
+        """
+        for bus in range(256):
+            root_low, _ = self._root_entry(bus)
+            if not root_low & 1:
+                continue
+            table = self._read(root_low & ~(PAGE - 1), PAGE, "context table")
+            for number, (low, high) in enumerate(struct.iter_unpack("<QQ", table)):
+                if low & 1:
+                    yield self._context_entry(bus << 8 | number, low, high)
+
+    def _root_entry(self, bus: int) -> tuple[int, int]:
+        return self._pair(self.root_table + 16 * bus, "root table")
+
+    def _context_entry(self, requester_id: int, low: int, high: int) -> ContextEntry:
+        reserved = low & 0xFF0 or high >> 24 or high & 0x80
+        beyond = (low & ~(PAGE - 1)) >= self._physical_limit
+        return ContextEntry(
+            requester_id=requester_id,
+            present=bool(low & 1),
+            domain=high >> 8 & 0xFFFF,
+            translation_type=TranslationType(low >> 2 & 3),
+            page_table_root=low & ~(PAGE - 1),
+            address_width=_WIDTHS.get(high & 7, 0),
+            fault_disabled=bool(low & 2),
+            reserved_bits=bool(reserved or beyond),
+        )
+
+    # -- one address ------------------------------------------------------------------
 
     def translate(
         self, requester_id: int, address: int, write: bool
     ) -> Translation | TranslationFault:
-        raise NotImplementedError
+        """Where an untranslated request of the function to ``address`` leads.
+
+        What the hardware would refuse is a value, not an exception.  A request to
+        :data:`INTERRUPT_RANGE` is an interrupt, not DMA; it gives
+        :attr:`Reason.INTERRUPT_ADDRESS`.
+
+        Raises:
+            LabError: the tables cannot be read.
+        """
+        entry = self.entry(requester_id)
+        outcome = self._translate(requester_id, entry, address, write)
+        if isinstance(outcome, Translation):
+            return outcome
+        reason, text = outcome
+        silenced = entry is not None and entry.fault_disabled and reason not in _UNQUALIFIED
+        return TranslationFault(reason, text, recorded=not silenced)
+
+    def _translate(
+        self, requester_id: int, entry: ContextEntry | None, address: int, write: bool
+    ) -> Translation | tuple[Reason, str]:
+        if address in INTERRUPT_RANGE:
+            return Reason.INTERRUPT_ADDRESS, f"{address:#x} is in the interrupt range"
+        refused = self._refusal(requester_id, entry)
+        if refused:
+            return refused
+        assert entry is not None  # a missing one was refused
+        if entry.translation_type is TranslationType.PASS_THROUGH:
+            if address >> self._max_address_width:
+                return Reason.ADDRESS_BEYOND_WIDTH, _beyond(address, self._max_address_width)
+            return Translation(address, 0, readable=True, writable=True)
+        width = min(entry.address_width, self._max_address_width)
+        if address >> width:
+            return Reason.ADDRESS_BEYOND_WIDTH, _beyond(address, width)
+        return self._walk(entry, address, write)
+
+    def _refusal(self, requester_id: int, entry: ContextEntry | None) -> tuple[Reason, str] | None:
+        """Why all requests of the function are refused, if they are."""
+        root = self._root_entry(requester_id >> 8)
+        if entry is None:
+            return Reason.ROOT_NOT_PRESENT, f"no context table for bus {requester_id >> 8:02x}"
+        if root[1] or root[0] & 0xFFE or (root[0] & ~(PAGE - 1)) >= self._physical_limit:
+            return Reason.ROOT_RESERVED, f"root entry {root[1]:#x}:{root[0]:#x} has reserved bits"
+        if not entry.present:
+            return Reason.CONTEXT_NOT_PRESENT, "no context entry for this function"
+        if entry.reserved_bits:
+            return Reason.CONTEXT_RESERVED, "the context entry has reserved bits"
+        if entry.address_width not in self._widths:
+            return Reason.CONTEXT_INVALID, f"address width {entry.address_width} is not supported"
+        supported = {
+            TranslationType.UNTRANSLATED: True,
+            TranslationType.DEVICE_TLB: self._device_tlb,
+            TranslationType.PASS_THROUGH: self._pass_through,
+            TranslationType.RESERVED: False,
+        }
+        if not supported[entry.translation_type]:
+            kind = entry.translation_type.name.lower()
+            return Reason.CONTEXT_INVALID, f"translation type {kind} is not supported"
+        return None
+
+    def _walk(
+        self, entry: ContextEntry, address: int, write: bool
+    ) -> Translation | tuple[Reason, str]:
+        table = entry.page_table_root
+        readable = writable = True
+        for level in range(_levels(entry.address_width), 0, -1):
+            shift = 12 + 9 * (level - 1)
+            index = address >> shift & 0x1FF
+            what = f"level {level} table"
+            value = int.from_bytes(self._read(table + 8 * index, 8, what), "little")
+            where = f"level {level} entry {value:#x} at {table + 8 * index:#x}"
+            readable = readable and bool(value & _READ)
+            writable = writable and bool(value & _WRITE)
+            if write and not value & _WRITE:
+                return Reason.WRITE_DENIED, f"{where} gives no write permission"
+            if not write and not value & _READ:
+                return Reason.READ_DENIED, f"{where} gives no read permission"
+            if value & self._reserved(level, value):
+                return Reason.PAGING_RESERVED, f"{where} has reserved bits"
+            base = value & ((1 << 52) - PAGE)
+            if self._is_leaf(level, value):
+                size = 1 << shift
+                physical = base | address & (size - 1)
+                if physical in INTERRUPT_RANGE:
+                    return Reason.INTERRUPT_ADDRESS, f"{where} leads into the interrupt range"
+                return Translation(physical, size, readable, writable)
+            table = base
+        raise AssertionError("a level 1 entry is always a leaf")
+
+    def _is_leaf(self, level: int, value: int) -> bool:
+        return level == 1 or bool(level in self._big_pages and value & _PAGE_SIZE)
+
+    def _reserved(self, level: int, value: int) -> int:
+        """Mask of the bits that must be 0 in this paging entry (9.8)."""
+        mask = ((1 << 52) - 1) & ~(self._physical_limit - 1)
+        leaf = self._is_leaf(level, value)
+        if leaf:
+            mask |= (1 << 12 + 9 * (level - 1)) - PAGE
+            mask |= 0 if self._snoop_control else _SNOOP
+            mask |= 0 if self._device_tlb else _TRANSIENT
+        else:
+            mask |= _PAGE_SIZE | _SNOOP | _TRANSIENT
+        return mask & ~_IGNORED
+
+    # -- the whole address space ------------------------------------------------------
 
     def mappings(self, requester_id: int, limit: int = 65536) -> tuple[Mapping, ...]:
-        raise NotImplementedError
+        """All that the function can reach, merged into ranges, by DMA address.
+
+        Entries that fault on every access are left out.  A function in pass-through
+        has one range: everything.
+
+        Raises:
+            LabError: the tables cannot be read, or hold more than ``limit`` ranges or
+                :attr:`TABLE_LIMIT` paging structures, which only damaged ones do.
+        """
+        entry = self.entry(requester_id)
+        if self._refusal(requester_id, entry) or entry is None:
+            return ()
+        if entry.translation_type is TranslationType.PASS_THROUGH:
+            return (Mapping(0, 0, 1 << self._max_address_width, readable=True, writable=True),)
+        found: list[Mapping] = []
+        budget = [self.TABLE_LIMIT]
+        levels = _levels(entry.address_width)
+        whole = _Leaf(entry.page_table_root, 0, readable=True, writable=True)
+        for iova, leaf in self._leaves(whole, levels, 0, budget):
+            last = found[-1] if found else None
+            rights = (leaf.readable, leaf.writable)
+            if (
+                last is not None
+                and last.iova + last.length == iova
+                and last.physical + last.length == leaf.physical
+                and (last.readable, last.writable) == rights
+            ):
+                found[-1] = Mapping(last.iova, last.physical, last.length + leaf.size, *rights)
+                continue
+            if len(found) == limit:
+                raise self._too_much(requester_id, f"more than {limit} ranges")
+            found.append(Mapping(iova, leaf.physical, leaf.size, *rights))
+        return tuple(found)
+
+    def _leaves(
+        self, above: _Leaf, level: int, iova: int, budget: list[int]
+    ) -> Iterator[tuple[int, _Leaf]]:
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise self._too_much(None, f"more than {self.TABLE_LIMIT} paging structures")
+        table = self._read(above.physical, PAGE, f"level {level} table")
+        size = 1 << 12 + 9 * (level - 1)
+        for index, (value,) in enumerate(struct.iter_unpack("<Q", table)):
+            readable = above.readable and bool(value & _READ)
+            writable = above.writable and bool(value & _WRITE)
+            if not (readable or writable) or value & self._reserved(level, value):
+                continue
+            inner = _Leaf(value & ((1 << 52) - PAGE), size, readable, writable)
+            if self._is_leaf(level, value):
+                yield iova + index * size, inner
+            else:
+                yield from self._leaves(inner, level - 1, iova + index * size, budget)
+
+    def _too_much(self, requester_id: int | None, what: str) -> LabError:
+        whose = f" of {Address.from_requester_id(requester_id)}" if requester_id is not None else ""
+        return LabError(f"the IOMMU page tables{whose} hold {what}: damaged, or not tables at all")
+
+    # -- for people -------------------------------------------------------------------
 
     def describe(self) -> str:
-        raise NotImplementedError
+        """All present entries, a line each, much as FreeBSD's dmardump prints them."""
+        lines = [f"root table @ {self.root_table:#018x}"]
+        bus = -1
+        for entry in self.entries():
+            if entry.requester_id >> 8 != bus:
+                bus = entry.requester_id >> 8
+                lines.append(f"  bus {bus:02x}:")
+            lines.append(f"    {_entry_line(entry)}")
+        return "\n".join(lines)
+
+    # -- memory -----------------------------------------------------------------------
+
+    def _pair(self, address: int, what: str) -> tuple[int, int]:
+        low, high = struct.unpack("<QQ", self._read(address, 16, what))
+        return low, high
+
+    def _read(self, address: int, length: int, what: str) -> bytes:
+        try:
+            return self._memory.read(address, length)
+        except LabError as error:
+            raise LabError(
+                f"the IOMMU's {what} at {address:#x} cannot be read",
+                seen=error.explain(),
+                hint="if that address is no memory at all, the tables themselves are damaged",
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A DMA remapping unit of a host and its tables."""
+
+    base: int
+    """Physical address of its registers."""
+    segment: int
+    tables: VtdTables | None
+    """``None`` while its translation is disabled: all DMA passes."""
+
+    def describe(self) -> str:
+        """The unit and its tables as text."""
+        head = f"drhd @ {self.base:#x} PCI segment {self.segment}"
+        return f"{head} (disabled)" if self.tables is None else f"{head}:\n{self.tables.describe()}"
+
+
+def _levels(address_width: int) -> int:
+    return (address_width - 12) // 9
+
+
+def _beyond(address: int, width: int) -> str:
+    return f"{address:#x} is beyond the {width} bits of address"
+
+
+_SHORT = {
+    TranslationType.UNTRANSLATED: "UNTR",
+    TranslationType.DEVICE_TLB: "TR",
+    TranslationType.PASS_THROUGH: "PASS",
+    TranslationType.RESERVED: "RSVD",
+}
+
+
+def _entry_line(entry: ContextEntry) -> str:
+    address = Address.from_requester_id(entry.requester_id)
+    words = [f"{address.device:02x}.{address.function}"]
+    words += ["FPD"] if entry.fault_disabled else []
+    words.append(_SHORT[entry.translation_type])
+    if entry.translates:
+        words.append(f"SLPT {entry.page_table_root:#x} width {entry.address_width}")
+    words.append(f"domain {entry.domain}")
+    words += ["(reserved bits set)"] if entry.reserved_bits else []
+    return " ".join(words)
