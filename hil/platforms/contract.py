@@ -167,6 +167,11 @@ class Machine(Protocol):
 
     spec: GuestSpec
 
+    @property
+    def guest_addresses(self) -> Mapping[Address, Address]:
+        """Where in the guest each passed function stands, by its address on the host."""
+        ...
+
     def console(self, deadline: Deadline) -> ByteStream:
         """The serial console.  Opened once, before :meth:`start`."""
         ...
@@ -197,6 +202,10 @@ class Machine(Protocol):
 
     def read_physical(self, address: int, length: int, deadline: Deadline) -> bytes:
         """Guest physical memory, read from the hypervisor's side."""
+        ...
+
+    def search_physical(self, text: str, deadline: Deadline) -> tuple[int, ...]:
+        """Guest physical addresses where ``text`` stands, searched from the hypervisor's side."""
         ...
 
     def failure(self) -> str:

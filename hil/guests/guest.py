@@ -1,0 +1,279 @@
+"""A guest and its life: prepared, booting, ready, stopped, crashed, destroyed."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+
+from hil import events
+from hil.console.console import Console
+from hil.deadline import Deadline, poll
+from hil.errors import DeadlineExceeded, GuestError, HilError, LabError
+from hil.guests.os import GuestOS, SeenFunction
+from hil.pci.address import Address
+from hil.platforms.contract import Machine, MachineState
+from hil.transport.base import Result, Transport
+
+
+class GuestState(enum.Enum):
+    """Where a guest is in its life, as hil last saw it."""
+
+    PREPARED = "prepared"
+    BOOTING = "booting"
+    READY = "ready"
+    """Logged in on its console; SSH answers."""
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+    DESTROYED = "destroyed"
+
+
+_NEXT: dict[GuestState, frozenset[GuestState]] = {
+    GuestState.PREPARED: frozenset({GuestState.BOOTING, GuestState.CRASHED}),
+    GuestState.BOOTING: frozenset({GuestState.READY, GuestState.STOPPED, GuestState.CRASHED}),
+    GuestState.READY: frozenset({GuestState.BOOTING, GuestState.STOPPED, GuestState.CRASHED}),
+    GuestState.STOPPED: frozenset(),
+    GuestState.CRASHED: frozenset({GuestState.BOOTING}),
+    GuestState.DESTROYED: frozenset(),
+}
+
+#: Seconds that ordinary operations may take, times the lab's pace.
+BOOT, COMMAND, CONTROL = 60.0, 30.0, 20.0
+
+
+class Guest:
+    """A guest that a platform made.
+
+    Args:
+        machine: the platform's side of it.
+        os: the guest system's differences.
+        pace: how much slower than hardware this lab is; multiplies every limit.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        os: GuestOS,
+        *,
+        pace: float = 1.0,
+        on_destroy: Callable[[Guest], None] = lambda _: None,
+    ) -> None:
+        self.machine = machine
+        self.os = os
+        self.pace = pace
+        self.state = GuestState.PREPARED
+        self._console: Console | None = None
+        self._ssh: Transport | None = None
+        self._on_destroy = on_destroy
+
+    @property
+    def name(self) -> str:
+        return self.machine.spec.name
+
+    @property
+    def console(self) -> Console:
+        if self._console is None:
+            raise LabError(f"guest {self.name} has not been booted: it has no console yet")
+        return self._console
+
+    def limit(self, seconds: float, what: str) -> Deadline:
+        """A deadline of this lab's pace."""
+        return Deadline(seconds * self.pace, f"{what} of guest {self.name}")
+
+    # ---- life ----------------------------------------------------------------------
+
+    def boot(self) -> Guest:
+        """From its first instruction to a shell on its console.
+
+        Raises:
+            GuestError: it panicked or never asked for a log-in, with its last lines.
+        """
+        deadline = self.limit(BOOT, "the boot")
+        with events.step(f"boot guest {self.name}"):
+            # The console is read from before the first instruction: nothing is lost.
+            self._console = Console(self.name, self.machine.console(deadline))
+            self._enter(GuestState.BOOTING)
+            self.machine.start(deadline)
+            self._log_in(deadline)
+        return self
+
+    def _log_in(self, deadline: Deadline) -> None:
+        try:
+            self.console.login(self.os.user, None, deadline=deadline)
+        except DeadlineExceeded as error:
+            self._enter(GuestState.CRASHED)
+            raise GuestError(
+                f"guest {self.name} never came to its log-in prompt",
+                seen=error.message,
+                console=self.console.log.tail(30),
+                hint="read its console in the report",
+            ) from error
+        except HilError as error:
+            self._enter(GuestState.CRASHED)
+            failure = self.machine.failure() if hasattr(self.machine, "failure") else ""
+            raise GuestError(
+                f"guest {self.name} failed while it booted: {error.message}",
+                seen=failure or error.seen,
+                console=self.console.log.tail(30),
+            ) from error
+        self._enter(GuestState.READY)
+
+    def wait_for_reboot(self, deadline: Deadline | None = None) -> None:
+        """Wait until a guest that restarts by itself is ready again."""
+        deadline = deadline or self.limit(BOOT, "the reboot")
+        self._close_ssh()
+        self._enter(GuestState.BOOTING)
+        self._log_in(deadline)
+
+    def reboot(self) -> None:
+        """Restart by the guest's own command, and wait until it is ready."""
+        with events.step(f"reboot guest {self.name}"):
+            before = self.boot_id()
+            self.console.send_line(" ".join(self.os.reboot()))
+            self.wait_for_reboot()
+            if self.boot_id() == before:
+                raise GuestError(
+                    f"guest {self.name} did not reboot", console=self.console.log.tail(20)
+                )
+
+    def triple_fault(self) -> None:
+        """End the guest's CPU by a triple fault."""
+        command = self.os.triple_fault()
+        with events.step(f"triple-fault guest {self.name}"):
+            self.console.send_line(_quoted(command))
+
+    def crash(self) -> None:
+        """Make the guest's kernel panic, and wait until its console says so."""
+        with events.step(f"crash guest {self.name}"):
+            self.console.send_line(_quoted(self.os.crash()))
+            try:
+                self.console.expect([r"\Zno such text"], self.limit(COMMAND, "the panic"))
+            except GuestError:
+                self._enter(GuestState.CRASHED)
+
+    def power_off(self) -> None:
+        """Shut down by the guest's own command, and wait for the hypervisor to end."""
+        deadline = self.limit(BOOT, "the power-off")
+        with events.step(f"power off guest {self.name}"):
+            self.console.send_line(" ".join(self.os.power_off()))
+            poll(
+                lambda: self.machine.state(deadline) is MachineState.STOPPED,
+                deadline,
+                last_seen=lambda: "\n".join(self.console.log.tail(5)),
+            )
+            self._enter(GuestState.STOPPED)
+
+    def kill(self) -> None:
+        """Kill the hypervisor's process; the guest still has to be destroyed."""
+        with events.step(f"kill guest {self.name}"):
+            self.machine.kill(self.limit(CONTROL, "the kill"))
+            self._enter(GuestState.CRASHED)
+
+    def destroy(self) -> None:
+        """End it whatever its state.  Safe to call twice."""
+        if self.state is GuestState.DESTROYED:
+            return
+        with events.step(f"destroy guest {self.name}"):
+            self._close_ssh()
+            try:
+                self.machine.destroy(self.limit(CONTROL, "the end"))
+            finally:
+                if self._console is not None:
+                    self._console.close()
+                self.state = GuestState.DESTROYED
+                self._on_destroy(self)
+
+    def _enter(self, state: GuestState) -> None:
+        if state is self.state:
+            return
+        if state not in _NEXT[self.state]:
+            raise LabError(f"guest {self.name} is {self.state.value} and cannot be {state.value}")
+        self.state = state
+        events.emit(events.PhaseReached(self.name, state.value))
+
+    def _close_ssh(self) -> None:
+        if self._ssh is not None:
+            self._ssh.close()
+            self._ssh = None
+
+    # ---- work ----------------------------------------------------------------------
+
+    @property
+    def ssh(self) -> Transport:
+        """The guest by SSH, connected when first used."""
+        if self._ssh is None:
+            deadline = self.limit(BOOT, "the SSH server")
+            try:
+                self._ssh = self.machine.ssh(deadline)
+            except DeadlineExceeded as error:
+                raise GuestError(
+                    f"guest {self.name} does not answer SSH",
+                    seen=error.seen,
+                    console=self._tail(),
+                ) from error
+        return self._ssh
+
+    def run(
+        self, command: Sequence[str], *, seconds: float = COMMAND, stdin: bytes = b""
+    ) -> Result:
+        """Run a command in the guest, as root, by SSH."""
+        deadline = self.limit(seconds, _quoted(command)[:60])
+        return self.ssh.run(command, deadline=deadline, stdin=stdin)
+
+    def boot_id(self) -> str:
+        """A text that differs after each boot."""
+        return self.console.run(self.os.boot_id(), self.limit(COMMAND, "boot id")).output.strip()
+
+    def functions(self) -> tuple[SeenFunction, ...]:
+        """The guest's view of its PCI functions."""
+        return self.os.parse_functions(self.run(self.os.list_functions()).check().stdout)
+
+    def address_of(self, host_address: Address) -> Address:
+        """Where in the guest the function stands that the host calls ``host_address``."""
+        return self.machine.guest_addresses[host_address]
+
+    def seen(self, host_address: Address) -> SeenFunction:
+        """The passed function as the guest sees it; GuestError if it does not."""
+        wanted = self.address_of(host_address)
+        for function in self.functions():
+            if function.address == wanted:
+                return function
+        raise GuestError(
+            f"guest {self.name} sees no function at {wanted}, where {host_address} was passed",
+            console=self._tail(),
+        )
+
+    def interface_of(self, host_address: Address) -> str:
+        """The network interface that the guest's driver made of a passed function."""
+        return self._made_of(host_address, self.os.interfaces, "network interface")
+
+    def disk_of(self, host_address: Address) -> str:
+        """The block device that the guest's driver made of a passed function."""
+        return self._made_of(host_address, self.os.disks, "disk")
+
+    def _made_of(
+        self, host_address: Address, command: Callable[[Address], list[str]], what: str
+    ) -> str:
+        address = self.address_of(host_address)
+        deadline = self.limit(COMMAND, f"the {what} of {address}")
+
+        def look() -> str | None:
+            names = self.run(command(address)).check().stdout.split()
+            return names[0] if names else None
+
+        try:
+            return poll(look, deadline, interval=0.1)
+        except DeadlineExceeded as error:
+            raise GuestError(
+                f"guest {self.name} made no {what} of {address} (on the host {host_address})",
+                console=self._tail(),
+                hint="has its kernel a driver for it? see the console",
+            ) from error
+
+    def _tail(self) -> tuple[str, ...]:
+        return self._console.log.tail(20) if self._console is not None else ()
+
+
+def _quoted(command: Sequence[str]) -> str:
+    import shlex
+
+    return shlex.join(command)

@@ -1,0 +1,162 @@
+"""How one guest operating system differs from another, in one place.
+
+A :class:`GuestOS` gives argument lists and parses what they print; it never talks to a
+guest itself.  Suites and probes ask the :class:`~hil.guests.guest.Guest`.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from hil.errors import GuestError
+from hil.pci.address import Address
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFunction:
+    """A PCI function as a guest sees it."""
+
+    address: Address
+    vendor: int
+    device: int
+    driver: str | None
+
+
+class GuestOS(ABC):
+    """One family of guests."""
+
+    name: str
+    login_prompt: str
+    """Regular expression of the console's log-in prompt."""
+    user = "root"
+
+    @abstractmethod
+    def power_off(self) -> list[str]: ...
+
+    @abstractmethod
+    def reboot(self) -> list[str]: ...
+
+    @abstractmethod
+    def crash(self) -> list[str]:
+        """Make the kernel panic at once."""
+
+    @abstractmethod
+    def triple_fault(self) -> list[str]:
+        """End the CPU by a triple fault."""
+
+    @abstractmethod
+    def boot_id(self) -> list[str]:
+        """Prints a text that differs after each boot."""
+
+    @abstractmethod
+    def list_functions(self) -> list[str]: ...
+
+    @abstractmethod
+    def parse_functions(self, text: str) -> tuple[SeenFunction, ...]: ...
+
+    @abstractmethod
+    def interfaces(self, address: Address) -> list[str]:
+        """Prints the network interfaces of a function, one a line."""
+
+    @abstractmethod
+    def disks(self, address: Address) -> list[str]:
+        """Prints the block devices of a function as paths, one a line."""
+
+    @abstractmethod
+    def configure_interface(self, interface: str, address: str) -> list[str]:
+        """Bring ``interface`` up with ``address`` (``192.0.2.1/24``)."""
+
+    @abstractmethod
+    def ping(
+        self, destination: str, *, size: int, count: int, pattern: bytes, interval: float
+    ) -> list[str]:
+        """``size``: bytes of ICMP payload; ``pattern``: up to 16 bytes that fill it."""
+
+    @abstractmethod
+    def reset_function(self, address: Address) -> list[str]:
+        """Ask the guest's kernel to reset the function."""
+
+
+class LinuxGuest(GuestOS):
+    """Linux with coreutils or busybox, iproute2 and iputils."""
+
+    name = "linux"
+    login_prompt = r"login: ?$"
+
+    def power_off(self) -> list[str]:
+        return ["poweroff"]
+
+    def reboot(self) -> list[str]:
+        return ["reboot"]
+
+    def crash(self) -> list[str]:
+        return ["sh", "-c", "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger"]
+
+    def triple_fault(self) -> list[str]:
+        # Documentation/ABI/testing/sysfs-kernel-reboot, Linux 5.11 and later.
+        return ["sh", "-c", "echo triple > /sys/kernel/reboot/type && sync && reboot -f"]
+
+    def boot_id(self) -> list[str]:
+        return ["cat", "/proc/sys/kernel/random/boot_id"]
+
+    def list_functions(self) -> list[str]:
+        script = r"""
+        cd /sys/bus/pci/devices || exit 1
+        for d in *; do
+            l=$(readlink "$d/driver")
+            read -r vendor < "$d/vendor"; read -r device < "$d/device"
+            echo "$d $vendor $device ${l##*/}"
+        done
+        """
+        return ["sh", "-c", script]
+
+    def parse_functions(self, text: str) -> tuple[SeenFunction, ...]:
+        return tuple(_seen(line) for line in text.splitlines() if line.strip())
+
+    def interfaces(self, address: Address) -> list[str]:
+        return ["sh", "-c", 'ls "/sys/bus/pci/devices/$1/net" 2>/dev/null; true', "hil", str(address)]
+
+    def disks(self, address: Address) -> list[str]:
+        script = r"""
+        for b in /sys/class/block/*; do
+            case $(readlink "$b") in
+                */"$1"/*) [ -e "$b/partition" ] || echo "/dev/${b##*/}" ;;
+            esac
+        done
+        """
+        return ["sh", "-c", script, "hil", str(address)]
+
+    def configure_interface(self, interface: str, address: str) -> list[str]:
+        script = 'ip addr flush dev "$1" && ip link set "$1" up && ip addr add "$2" dev "$1"'
+        return ["sh", "-c", script, "hil", interface, address]
+
+    def ping(
+        self, destination: str, *, size: int, count: int, pattern: bytes, interval: float
+    ) -> list[str]:
+        command = ["ping", "-n", "-c", str(count), "-i", str(interval), "-W", "5"]
+        command += ["-s", str(size), "-M", "do"]
+        if pattern:
+            command += ["-p", pattern[:16].hex()]
+        return [*command, destination]
+
+    def reset_function(self, address: Address) -> list[str]:
+        return ["sh", "-c", 'echo 1 > "/sys/bus/pci/devices/$1/reset"', "hil", str(address)]
+
+
+def _seen(line: str) -> SeenFunction:
+    match = re.fullmatch(r"(\S+) 0x([0-9a-f]{4}) 0x([0-9a-f]{4}) ?(\S*)", line.strip())
+    if not match:
+        raise GuestError("the guest lists its PCI functions in no known form", seen=line[:300])
+    return SeenFunction(
+        Address.parse(match[1]), int(match[2], 16), int(match[3], 16), match[4] or None
+    )
+
+
+GUEST_SYSTEMS: dict[str, type[GuestOS]] = {"linux": LinuxGuest}
+
+
+def guest_os(name: str) -> GuestOS:
+    """The differences of the guest system called ``name``."""
+    return GUEST_SYSTEMS[name]()

@@ -1,0 +1,627 @@
+"""Linux with VFIO and QEMU/KVM.
+
+Base tools only (``sh``, coreutils, findutils, ``dmesg``, ``ip``) plus QEMU itself.
+Sources: Documentation/driver-api/vfio.rst, Documentation/ABI/testing/sysfs-bus-pci,
+Documentation/PCI/pci-iov-howto.rst of the Linux kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hil import events
+from hil.deadline import Deadline
+from hil.errors import CommandError, HilError, InventoryError, LabError, ProductError
+from hil.guests.images import GuestImage
+from hil.iommu.acpi import parse_dmar
+from hil.iommu.faults import FaultRecord, parse_fault_log
+from hil.iommu.memory import CachedMemory, PhysicalMemory
+from hil.iommu.registers import DrhdRegisters
+from hil.iommu.vtd import VtdTables
+from hil.pci.address import Address
+from hil.pci.config import ConfigSpace
+from hil.platforms.contract import (
+    Bar,
+    Canary,
+    Feature,
+    Function,
+    GuestSpec,
+    HostFacts,
+    Machine,
+    Owner,
+    Phase,
+    Platform,
+    Reservation,
+)
+from hil.platforms.linux_canary import FileCanary
+from hil.platforms.linux_guest import QemuMachine
+from hil.platforms.linux_memory import KcoreMemory, read_device_memory
+from hil.transport.base import Transport
+
+SYSFS = "/sys/bus/pci/devices"
+STUB = "vfio-pci"
+#: Bytes of a DRHD unit's register page (VT-d specification 11.4).
+DRHD_PAGE = 4096
+
+
+class OutOfBand(Protocol):
+    """What an emulated lab can read of its host without the host's help."""
+
+    def physical_memory(self) -> PhysicalMemory: ...
+
+    def drhd_registers(self) -> bytes: ...
+
+
+# One process lists everything: a spawn costs milliseconds under emulation.
+_SURVEY = r"""
+cd /sys/bus/pci/devices || exit 1
+set -- "${1:-*}"
+for d in $1; do
+    printf 'config %s ' "$d"; od -An -v -tx1 "$d/config" | tr -d ' \n'; echo
+done
+find $(for d in $1; do printf '%s/ ' "$d"; done) -maxdepth 1 -type l -printf 'link %h %f %l\n'
+for f in resource reset_method sriov_totalvfs; do
+    grep -sH '' $(for d in $1; do printf '%s/%s ' "$d" "$f"; done) | sed 's/^/text /'
+done
+find /sys/class/net /sys/class/block -type l -printf 'interface %f %l\n'
+sed 's/^/mount /' /proc/mounts
+sed 1d /proc/swaps | sed 's/^/swap /'
+[ -n "$SSH_CONNECTION" ] && echo "ssh $SSH_CONNECTION"
+ip -o addr 2>/dev/null | sed 's/^/addr /'
+awk '$2 == "00000000" { print "default", $1 }' /proc/net/route
+exit 0
+"""
+
+_BIND = r"""
+d=/sys/bus/pci/devices/$1
+echo "$2" > "$d/driver_override" || exit
+if [ -e "$d/driver" ]; then echo "$1" > "$d/driver/unbind" || exit; fi
+echo "$1" > /sys/bus/pci/drivers_probe
+true
+"""
+
+# Opening a VFIO group is exclusive: EBUSY tells that a guest holds it (vfio.rst).
+_HELD = r"""
+g=$(readlink "/sys/bus/pci/devices/$1/iommu_group") || exit 1
+g=/dev/vfio/${g##*/}
+[ -e "$g" ] || exit 1
+if ( : <> "$g" ) 2>/dev/null; then exit 1; fi
+exit 0
+"""
+
+
+class LinuxVfio(Platform):
+    """A Linux host whose guests run under QEMU/KVM.
+
+    Args:
+        host: the host's name in the inventory.
+        transport: a root shell on it.
+        images: the guest images it has.
+        out_of_band: for an emulated host, the way to its memory that does not need it.
+        directory: where guests' sockets and canaries go on the host; made when needed.
+    """
+
+    name = "linux-vfio"
+    stub_driver = STUB
+    #: VFIO leaves a function in its host-owned default domain until a guest claims the
+    #: group, and puts it back there when the guest is gone (drivers/iommu/iommu.c,
+    #: iommu_group_claim_dma_owner and __iommu_group_set_core_domain).
+    domains = {
+        Phase.BOOT: Owner.HOST,
+        Phase.IDLE: Owner.HOST,
+        Phase.ASSIGNED: Owner.GUEST,
+        Phase.DESTROYED: Owner.HOST,
+        Phase.RETURNED: Owner.HOST,
+    }
+
+    def __init__(
+        self,
+        host: str,
+        transport: Transport,
+        *,
+        images: Iterable[GuestImage] = (),
+        out_of_band: OutOfBand | None = None,
+        directory: str = "/run/hil",
+        features: Iterable[Feature] = (),
+    ) -> None:
+        self.host = host
+        self.transport = transport
+        self.images = {image.name: image for image in images}
+        self._out_of_band = out_of_band
+        self._directory = directory
+        self._machines: dict[str, QemuMachine] = {}
+        self.features = frozenset(
+            {
+                Feature.FAULTS,
+                Feature.TABLES,
+                Feature.PHYSICAL_MEMORY,
+                Feature.GUEST_MEMORY,
+                Feature.SRIOV,
+                Feature.IOMMU,
+                *features,
+            }
+        )
+
+    # ---- facts -----------------------------------------------------------------
+
+    def facts(self, deadline: Deadline) -> HostFacts:
+        text = self._sh(
+            r"""
+            . /etc/os-release; echo "os=$PRETTY_NAME"
+            echo "kernel=$(uname -srv)"
+            echo "qemu=$(qemu-system-x86_64 --version 2>/dev/null | head -n 1)"
+            [ -e /dev/kvm ] && echo kvm=yes
+            sed -n 's/^model name[^:]*: /cpu=/p' /proc/cpuinfo | head -n 1
+            sed -n 's/^MemTotal: *\([0-9]*\) kB/memory=\1/p' /proc/meminfo
+            [ -e /sys/firmware/acpi/tables/DMAR ] && echo iommu=vt-d
+            [ -e /sys/firmware/acpi/tables/IVRS ] && echo iommu=amd-vi
+            [ -n "$(ls -A /sys/class/iommu 2>/dev/null)" ] && echo enabled=yes
+            echo "cmdline=$(cat /proc/cmdline)"
+            true
+            """,
+            deadline=deadline,
+        )
+        found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        qemu = found.get("qemu", "")
+        version = re.search(r"version ([\d.]+)", qemu)
+        return HostFacts(
+            os=found.get("os", "Linux"),
+            kernel=found.get("kernel", ""),
+            hypervisor=(f"QEMU {version[1]}" if version else "no QEMU")
+            + (" with KVM" if "kvm" in found else " without KVM"),
+            cpu=found.get("cpu", ""),
+            memory=int(found.get("memory", "0")) * 1024,
+            iommu=found.get("iommu", "none"),
+            iommu_enabled="enabled" in found,
+            extra={"cmdline": found.get("cmdline", "")},
+        )
+
+    def functions(self, deadline: Deadline) -> tuple[Function, ...]:
+        return parse_survey(self._sh(_SURVEY, deadline=deadline), self.host)
+
+    def function(self, address: Address, deadline: Deadline) -> Function:
+        result = self.transport.run(["sh", "-c", _SURVEY, "hil", str(address)], deadline=deadline)
+        found = parse_survey(result.stdout, self.host) if result.status == 0 else ()
+        if not found:
+            raise LabError(
+                f"host {self.host} has no PCI function {address}",
+                host=self.host,
+                seen=result.stderr,
+                hint="see what it has with: hil devices",
+            )
+        return found[0]
+
+    def read_config(self, address: Address, deadline: Deadline) -> ConfigSpace:
+        return ConfigSpace(self.transport.get(f"{SYSFS}/{address}/config", deadline=deadline))
+
+    def write_config(
+        self, address: Address, offset: int, value: bytes, deadline: Deadline
+    ) -> None:
+        self.transport.run(
+            [
+                "dd",
+                f"of={SYSFS}/{address}/config",
+                f"bs={len(value)}",
+                "count=1",
+                f"seek={offset}",
+                "oflag=seek_bytes",
+                "conv=notrunc",
+                "status=none",
+            ],
+            stdin=value,
+            deadline=deadline,
+        ).check()
+
+    def reset(self, address: Address, deadline: Deadline) -> None:
+        with events.step(f"reset {address} on {self.host}"):
+            try:
+                self._sh('echo 1 > "/sys/bus/pci/devices/$1/reset"', address, deadline=deadline)
+            except CommandError as error:
+                raise ProductError(
+                    f"the host could not reset {address}",
+                    host=self.host,
+                    seen=error.seen,
+                    hint="its reset methods stand in: hil devices",
+                ) from error
+
+    # ---- reserve and return ------------------------------------------------------
+
+    def reserve(self, addresses: Sequence[Address], deadline: Deadline) -> Reservation:
+        everything = {f.address: f for f in self.functions(deadline)}
+        chosen = [self._passable(everything, address) for address in addresses]
+        for function in chosen:
+            self._check_group(function, everything.values(), set(addresses))
+        self._sh("modprobe vfio-pci", deadline=deadline)
+        reservation = Reservation(
+            tuple(addresses), {f.address: None if f.reserved else f.driver for f in chosen}
+        )
+        with events.step(f"reserve {', '.join(map(str, addresses))} on {self.host}"):
+            try:
+                for function in chosen:
+                    self._bind(function.address, STUB, deadline)
+            except HilError:
+                self.give_back(reservation, deadline)
+                raise
+        return reservation
+
+    def give_back(self, reservation: Reservation, deadline: Deadline) -> None:
+        with events.step(f"return {', '.join(map(str, reservation.addresses))} on {self.host}"):
+            for address in reservation.addresses:
+                if self._held(address, deadline):
+                    raise ProductError(
+                        f"{address} is held by a guest and cannot be returned",
+                        host=self.host,
+                        hint="destroy the guest first",
+                    )
+            failures: list[HilError] = []
+            for address in reversed(reservation.addresses):
+                try:
+                    self._bind(address, reservation.previous_drivers.get(address), deadline)
+                except HilError as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0] if len(failures) == 1 else _joined(failures)
+
+    def _passable(self, everything: Mapping[Address, Function], address: Address) -> Function:
+        function = everything.get(address)
+        if function is None:
+            raise InventoryError(
+                f"host {self.host} has no PCI function {address}",
+                host=self.host,
+                hint="see what it has with: hil devices",
+            )
+        if function.config.header_type != 0:
+            raise InventoryError(
+                f"{address} is a bridge (header type {function.config.header_type}); "
+                "only functions of header type 0 can be passed",
+                host=self.host,
+            )
+        if function.in_use_as:
+            raise InventoryError(
+                f"{address} is the host's {function.in_use_as}; it will not be taken away",
+                host=self.host,
+                hint="name another device in the inventory",
+            )
+        if function.group is None:
+            raise ProductError(
+                f"{address} has no IOMMU group: the IOMMU of {self.host} is off or absent",
+                host=self.host,
+                hint="switch on VT-d or AMD-Vi in the firmware and boot with intel_iommu=on",
+            )
+        return function
+
+    def _check_group(
+        self, function: Function, everything: Iterable[Function], chosen: set[Address]
+    ) -> None:
+        left_behind = [
+            other
+            for other in everything
+            if other.group == function.group
+            and other.address not in chosen
+            and other.config.header_type == 0
+            and not other.reserved
+            and other.driver is not None
+        ]
+        if left_behind:
+            names = ", ".join(f"{o.address} ({o.driver})" for o in left_behind)
+            raise InventoryError(
+                f"{function.address} shares IOMMU group {function.group} with {names}",
+                host=self.host,
+                hint="functions of one group travel together: name them all in the device",
+            )
+
+    def _bind(self, address: Address, driver: str | None, deadline: Deadline) -> None:
+        """Bind to ``driver``; ``None`` leaves the choice to the kernel, as at boot."""
+        override = STUB if driver == STUB else ""
+        result = self.transport.run(
+            ["sh", "-c", _BIND, "hil", str(address), override], deadline=deadline
+        )
+        now = self._driver(address, deadline)
+        if result.status != 0 or now != driver:
+            raise ProductError(
+                f"{address} should be bound to {driver or 'no driver'} "
+                f"but is bound to {now or 'no driver'}",
+                host=self.host,
+                seen=result.stderr or self.kernel_log(deadline)[-1000:],
+            )
+
+    def _driver(self, address: Address, deadline: Deadline) -> str | None:
+        result = self.transport.run(["readlink", f"{SYSFS}/{address}/driver"], deadline=deadline)
+        return result.stdout.strip().rpartition("/")[2] or None
+
+    def _held(self, address: Address, deadline: Deadline) -> bool:
+        if self._driver(address, deadline) != STUB:
+            return False
+        held = self.transport.run(["sh", "-c", _HELD, "hil", str(address)], deadline=deadline)
+        return held.status == 0
+
+    def create_vfs(self, address: Address, count: int, deadline: Deadline) -> tuple[Address, ...]:
+        with events.step(f"create {count} VFs of {address} on {self.host}"):
+            try:
+                self._sh(
+                    'echo "$2" > "/sys/bus/pci/devices/$1/sriov_numvfs"',
+                    address,
+                    count,
+                    deadline=deadline,
+                )
+            except CommandError as error:
+                raise ProductError(
+                    f"{address} did not make {count} VFs", host=self.host, seen=error.seen
+                ) from error
+        made = self.function(address, deadline).virtual_functions
+        if len(made) != count:
+            raise ProductError(
+                f"{address} was to make {count} VFs and has {len(made)}", host=self.host
+            )
+        return made
+
+    def remove_vfs(self, address: Address, deadline: Deadline) -> None:
+        # The kernel would take an assigned VF out from under its guest (VFIO does not set
+        # PCI_DEV_FLAGS_ASSIGNED), so the refusal that users expect is made here.
+        for vf in self.function(address, deadline).virtual_functions:
+            if self._held(vf, deadline):
+                raise ProductError(
+                    f"VF {vf} of {address} is held by a guest; the VFs stay", host=self.host
+                )
+        with events.step(f"remove the VFs of {address} on {self.host}"):
+            self._sh(
+                'echo 0 > "/sys/bus/pci/devices/$1/sriov_numvfs"', address, deadline=deadline
+            )
+
+    # ---- guests ------------------------------------------------------------------
+
+    def create_guest(self, spec: GuestSpec, deadline: Deadline) -> Machine:
+        image = self.images.get(spec.image)
+        if image is None:
+            raise InventoryError(
+                f"host {self.host} has no guest image {spec.image!r}",
+                host=self.host,
+                hint=f"it has: {', '.join(sorted(self.images)) or 'none'}",
+            )
+        machine = QemuMachine(self.host, self.transport, spec, image, self._directory)
+        with events.step(f"create guest {spec.name} on {self.host}"):
+            machine.create(deadline)
+        self._machines[spec.name] = machine
+        return machine
+
+    def guests(self, deadline: Deadline) -> tuple[str, ...]:
+        text = self._sh(
+            r"""
+            for p in /proc/[0-9]*; do
+                tr '\0' '\n' < "$p/cmdline" 2>/dev/null | grep -A1 -x -e -name | sed -n 2p
+            done
+            true
+            """,
+            deadline=deadline,
+        )
+        return tuple(sorted(line.removeprefix("guest=").split(",")[0] for line in text.split()))
+
+    # ---- the IOMMU, memory, interrupts -------------------------------------------
+
+    def tables(self, deadline: Deadline) -> VtdTables:
+        registers = DrhdRegisters(self._drhd_page(deadline))
+        if not registers.translation_enabled:
+            raise ProductError(
+                f"DMA remapping is off on {self.host}: GSTS.TES is 0", host=self.host
+            )
+        return VtdTables.from_registers(registers, CachedMemory(self.physical_memory(deadline)))
+
+    def _drhd_page(self, deadline: Deadline) -> bytes:
+        if self._out_of_band is not None:
+            return self._out_of_band.drhd_registers()
+        table = self.transport.get("/sys/firmware/acpi/tables/DMAR", deadline=deadline)
+        units = parse_dmar(table).units
+        if len(units) != 1:
+            raise LabError(
+                f"{self.host} has {len(units)} remapping units; only one can be read as yet",
+                host=self.host,
+            )
+        return read_device_memory(self.transport, units[0].base, DRHD_PAGE, deadline)
+
+    def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:
+        return parse_fault_log(self.kernel_log(deadline))
+
+    def physical_memory(self, deadline: Deadline) -> PhysicalMemory:
+        if self._out_of_band is not None:
+            return self._out_of_band.physical_memory()
+        return KcoreMemory(self.transport, deadline)
+
+    def canary(self, size: int, deadline: Deadline) -> Canary:
+        return FileCanary.fill(self.transport, size, deadline)
+
+    def interrupts(self, address: Address, deadline: Deadline) -> Mapping[str, int]:
+        text = self._sh(
+            r"""
+            cd "/sys/bus/pci/devices/$1" || exit 1
+            echo "irqs $(ls msi_irqs 2>/dev/null | tr '\n' ' ') $(cat irq)"
+            cat /proc/interrupts
+            """,
+            address,
+            deadline=deadline,
+        )
+        return parse_interrupts(text)
+
+    def kernel_log(self, deadline: Deadline) -> str:
+        return self.transport.run(["dmesg"], deadline=deadline).check().stdout
+
+    def _sh(self, script: str, *arguments: object, deadline: Deadline) -> str:
+        command = ["sh", "-c", script, "hil", *map(str, arguments)]
+        return self.transport.run(command, deadline=deadline).check().stdout
+
+
+# ---- parsers: text in, values out ------------------------------------------------
+
+_PCI = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+#: ioport.h: IORESOURCE_* flags as sysfs prints them.
+_IO, _MEM, _PREFETCH, _MEM_64 = 0x100, 0x200, 0x2000, 0x100000
+
+
+@dataclass
+class _Draft:
+    config: bytes
+    links: dict[str, str]
+    resources: list[tuple[int, int, int]]
+    reset_methods: tuple[str, ...] = ()
+    total_vfs: int = 0
+
+
+def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
+    """Functions from what the survey script printed.
+
+    Raises:
+        LabError: on a line that is none of the script's, which it shows.
+    """
+    drafts: dict[str, _Draft] = {}
+    interfaces: dict[str, list[str]] = {}
+    in_use: dict[str, str] = {}
+    addresses: list[tuple[str, str]] = []
+    mounted: dict[str, str] = {}
+    management: set[str] = set()
+    ssh_address = ""
+    for line in text.splitlines():
+        kind, _, rest = line.partition(" ")
+        try:
+            if kind == "config":
+                name, _, data = rest.partition(" ")
+                drafts[name] = _Draft(bytes.fromhex(data), {}, [])
+            elif kind == "link":
+                where, name, target = rest.split(" ", 2)
+                drafts[where.rstrip("/")].links[name] = target
+            elif kind == "text":
+                path, _, value = rest.partition(":0000:") if False else _split_text(rest)
+                _take_text(drafts, path, value)
+            elif kind == "interface":
+                name, target = rest.split(" ", 1)
+                found = _PCI.findall(target)
+                if found:
+                    interfaces.setdefault(found[-1], []).append(name)
+            elif kind in ("mount", "swap"):
+                device, where = (rest.split() + [""])[:2]
+                if device.startswith("/dev/"):
+                    mounted.setdefault(
+                        device.removeprefix("/dev/"), "swap" if kind == "swap" else where
+                    )
+            elif kind == "ssh":
+                ssh_address = rest.split()[2]
+            elif kind == "addr":
+                words = rest.split()
+                addresses.append((words[1], words[3].partition("/")[0]))
+            elif kind == "default":
+                management.add(rest.strip())
+            elif line.strip():
+                raise ValueError("no such kind of line")
+        except (ValueError, IndexError, KeyError) as error:
+            raise LabError(
+                f"cannot read a line of what {host or 'the host'} says of its PCI functions",
+                host=host,
+                seen=line[:300],
+                hint=f"({error}) report it with this line",
+            ) from error
+    management |= {name for name, address in addresses if address == ssh_address}
+    for address, names in interfaces.items():
+        for name in names:
+            if name in management:
+                in_use[address] = "management NIC"
+            elif name in mounted:
+                where = mounted[name]
+                in_use[address] = "root disk" if where == "/" else f"disk mounted at {where}"
+    return tuple(
+        _function(name, draft, tuple(sorted(interfaces.get(name, ()))), in_use.get(name, ""))
+        for name, draft in sorted(drafts.items())
+    )
+
+
+def _split_text(rest: str) -> tuple[str, str, str]:
+    match = re.match(r"([^/]+/[a-z_]+):(.*)", rest)
+    if not match:
+        raise ValueError("not path:value")
+    return match[1], ":", match[2]
+
+
+def _take_text(drafts: dict[str, _Draft], path: str, value: str) -> None:
+    name, _, attribute = path.partition("/")
+    draft = drafts[name]
+    if attribute == "resource":
+        start, end, flags = (int(word, 16) for word in value.split())
+        draft.resources.append((start, end, flags))
+    elif attribute == "reset_method":
+        draft.reset_methods = tuple(value.split())
+    elif attribute == "sriov_totalvfs":
+        draft.total_vfs = int(value)
+    else:
+        raise ValueError(f"no attribute {attribute}")
+
+
+def _function(name: str, draft: _Draft, interfaces: tuple[str, ...], in_use: str) -> Function:
+    def link(key: str) -> str:
+        return draft.links.get(key, "").rpartition("/")[2]
+
+    config = ConfigSpace(draft.config)
+    driver = link("driver") or None
+    # Bridges have only two BARs, and the lines after the sixth are ROM and SR-IOV.
+    count = 6 if config.header_type == 0 else 2
+    bars = tuple(
+        Bar(
+            index=index,
+            address=start,
+            size=end - start + 1,
+            memory=bool(flags & _MEM),
+            prefetchable=bool(flags & _PREFETCH),
+            wide=bool(flags & _MEM_64),
+        )
+        for index, (start, end, flags) in enumerate(draft.resources[:count])
+        if flags & (_IO | _MEM)
+    )
+    vfs = [key for key in draft.links if re.fullmatch(r"virtfn\d+", key)]
+    return Function(
+        address=Address.parse(name),
+        config=config,
+        driver=driver,
+        reserved=driver == STUB,
+        group=int(link("iommu_group")) if link("iommu_group") else None,
+        bars=bars,
+        reset_methods=draft.reset_methods,
+        physical_function=Address.parse(link("physfn")) if link("physfn") else None,
+        virtual_functions=tuple(
+            Address.parse(link(key)) for key in sorted(vfs, key=lambda key: int(key[6:]))
+        ),
+        total_vfs=draft.total_vfs,
+        interfaces=interfaces,
+        in_use_as=in_use,
+    )
+
+
+def parse_interrupts(text: str) -> dict[str, int]:
+    """Counts over all CPUs of the interrupts named in the first line (``irqs 24 25 …``).
+
+    The rest is ``/proc/interrupts`` (proc(5)).  Keys are its description column; an
+    interrupt that has no row, because nobody has requested it, has no key.
+    """
+    first, _, rest = text.partition("\n")
+    wanted = set(first.split()[1:])
+    counts: dict[str, int] = {}
+    for line in rest.splitlines():
+        number, colon, tail = line.partition(":")
+        if not colon or number.strip() not in wanted:
+            continue
+        words = tail.split()
+        numbers = []
+        for word in words:
+            if not word.isdigit():
+                break
+            numbers.append(int(word))
+        name = f"{number.strip()} {' '.join(words[len(numbers) :])}".strip()
+        counts[name] = sum(numbers)
+    return counts
+
+
+def _joined(failures: Sequence[HilError]) -> ProductError:
+    return ProductError(
+        f"{len(failures)} functions could not be returned",
+        seen="\n".join(error.explain() for error in failures),
+        host=failures[0].host,
+    )

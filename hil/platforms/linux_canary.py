@@ -1,0 +1,96 @@
+"""Canary memory on a Linux host: a tmpfs file that nothing may change.
+
+Base tools only.  The file holds copies of one 64 KiB block whose every 8 bytes carry a
+random tag and their own offset, so that a stray write shows wherever it lands.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import struct
+
+from hil.deadline import Deadline
+from hil.errors import LabError
+from hil.transport.base import Transport
+
+PAGE = 4096
+_BLOCK = 65536
+
+_FILL = r"""
+set -e
+umask 077
+d=$(mktemp -d /dev/shm/hil-canary.XXXXXXXX)
+cat > "$d/block"
+i=0
+: > "$d/memory"
+while [ "$i" -lt "$1" ]; do cat "$d/block"; i=$((i + 1)); done > "$d/memory"
+echo "$d"
+"""
+
+# cmp(1) prints "offset octal octal" of each differing byte, offsets from 1.
+_CHECK = r"""
+i=0
+while [ "$i" -lt "$2" ]; do cat "$1/block"; i=$((i + 1)); done | cmp -l - "$1/memory" 2>&1 |
+    awk '{ page = int(($1 - 1) / 4096)
+           if ($1 !~ /^[0-9]+$/) { print "error " $0 }
+           else if (page != last || NR == 1) { print "page", page, $1 - 1, $2, $3; last = page } }' |
+    head -n 200
+[ "$(wc -c < "$1/memory")" -eq "$3" ] || echo "error its size is now $(wc -c < "$1/memory")"
+"""
+
+
+class FileCanary:
+    """Filled with :meth:`fill`; see :class:`hil.platforms.contract.Canary`."""
+
+    def __init__(self, transport: Transport, directory: str, blocks: int) -> None:
+        self._transport = transport
+        self._directory = directory
+        self._blocks = blocks
+
+    @classmethod
+    def fill(cls, transport: Transport, size: int, deadline: Deadline) -> FileCanary:
+        """``size`` bytes (rounded up to 64 KiB) of the host's memory."""
+        blocks = max(1, -(-size // _BLOCK))
+        tag = secrets.randbits(48)
+        block = b"".join(struct.pack("<Q", tag << 16 | at) for at in range(_BLOCK // 8))
+        result = transport.run(
+            ["sh", "-c", _FILL, "hil", str(blocks)], stdin=block, deadline=deadline
+        ).check(hint="is there room in /dev/shm?")
+        directory = result.stdout.strip()
+        if not re.fullmatch(r"/dev/shm/hil-canary\.\w+", directory):
+            raise LabError("canary memory could not be made", seen=result.stdout)
+        return cls(transport, directory, blocks)
+
+    def changes(self, deadline: Deadline) -> tuple[str, ...]:
+        """One line for each changed page, with its first wrong byte."""
+        command = ["sh", "-c", _CHECK, "hil", self._directory]
+        command += [str(self._blocks), str(self._blocks * _BLOCK)]
+        text = self._transport.run(command, deadline=deadline).check().stdout
+        return parse_changes(text)
+
+    def spoil(self, offset: int, data: bytes, deadline: Deadline) -> None:
+        """Change it on purpose."""
+        command = ["dd", f"of={self._directory}/memory", f"bs={len(data)}", "count=1"]
+        command += [f"seek={offset}", "oflag=seek_bytes", "conv=notrunc", "status=none"]
+        self._transport.run(command, stdin=data, deadline=deadline).check()
+
+    def close(self, deadline: Deadline) -> None:
+        """Free the memory."""
+        self._transport.run(["rm", "-rf", self._directory], deadline=deadline).check()
+
+
+def parse_changes(text: str) -> tuple[str, ...]:
+    """Sentences from what the check printed; an unknown line is told as it stands."""
+    changes = []
+    for line in text.splitlines():
+        match = re.fullmatch(r"page (\d+) (\d+) ([0-7]+) ([0-7]+)", line)
+        if match:
+            page, offset = int(match[1]), int(match[2])
+            was, now = int(match[3], 8), int(match[4], 8)
+            changes.append(
+                f"page {page}: byte {offset:#x} was {was:#04x} and is {now:#04x}"
+            )
+        elif line.strip():
+            changes.append(line.removeprefix("error ")[:300])
+    return tuple(changes)

@@ -1,0 +1,283 @@
+"""A guest under QEMU/KVM on a Linux host.
+
+The guest's QEMU runs below a shell at the far end of one SSH channel.  When that channel
+closes, for whatever reason, the shell kills QEMU and removes its directory: a guest cannot
+outlive the run that made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+
+from hil import events
+from hil.console.log import ConsoleLog
+from hil.deadline import Deadline, poll
+from hil.errors import LabError, ProductError
+from hil.guests.images import GuestImage
+from hil.pci.address import Address
+from hil.platforms.contract import GuestSpec, MachineState
+from hil.qmp import Monitor
+from hil.transport.base import ByteStream, Transport
+from hil.transport.streams import socket_pair_for
+
+#: Bus 0, device 16 and up, is where passed functions go: above all that q35 puts there.
+FIRST_SLOT = 0x10
+SEARCH_LIMIT = 1000
+
+# stdin is the lifeline: its end, however it comes, ends QEMU.
+_KEEPER = r"""
+trap '' HUP PIPE
+umask 077
+directory=$1; shift
+mkdir -p "$directory" || exit
+exec 3<&0
+"$@" </dev/null 3<&- &
+qemu=$!
+echo "hil: pid $qemu"
+( while read -r _ <&3; do :; done; kill -9 "$qemu" ) 2>/dev/null >&2 &
+keeper=$!
+wait "$qemu"
+status=$?
+rm -rf "$directory"
+echo "hil: status $status"
+kill "$keeper" 2>/dev/null
+exit 0
+"""
+
+# Whichever the host has; perl is part of every Debian base system.
+_RELAY = r"""
+if command -v socat >/dev/null; then exec socat - "UNIX-CONNECT:$1"; fi
+if command -v python3 >/dev/null; then exec python3 -c '
+import os, socket, sys, threading
+s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])
+def up():
+    while data := os.read(0, 65536): s.sendall(data)
+    s.shutdown(socket.SHUT_RDWR)
+threading.Thread(target=up, daemon=True).start()
+while data := s.recv(65536): os.write(1, data)
+' "$1"; fi
+echo "hil: neither socat nor python3 on this host" >&2
+exit 127
+"""
+
+
+class QemuMachine:
+    """See :class:`hil.platforms.contract.Machine`."""
+
+    def __init__(
+        self, host: str, transport: Transport, spec: GuestSpec, image: GuestImage, directory: str
+    ) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", spec.name):
+            raise LabError(f"{spec.name!r} is no name for a guest")
+        self.spec = spec
+        self.host = host
+        self._transport = transport
+        self._image = image
+        self._directory = f"{directory.rstrip('/')}/{spec.name}"
+        self._keeper: ByteStream | None = None
+        self._output: ConsoleLog | None = None
+        self._monitor: Monitor | None = None
+        self._started = False
+        self._destroyed = False
+
+    @property
+    def guest_addresses(self) -> dict[Address, Address]:
+        """Where in the guest each passed function stands, by its address on the host."""
+        return {
+            address: Address(0, 0, FIRST_SLOT + index, 0)
+            for index, address in enumerate(self.spec.devices)
+        }
+
+    # ---- life --------------------------------------------------------------------
+
+    def create(self, deadline: Deadline) -> None:
+        """Start QEMU with its processors stopped; on failure leave nothing.
+
+        Raises:
+            ProductError: QEMU ended by itself, with what it wrote.
+        """
+        command = ["sh", "-c", _KEEPER, "hil", self._directory, *self.command()]
+        self._keeper = self._transport.open_stream(command, deadline=deadline)
+        self._output = ConsoleLog(f"{self.spec.name} qemu", self._keeper, quiet=True)
+        try:
+            poll(
+                lambda: self._ended() is not None or self._has_monitor(deadline),
+                deadline.within(60, f"QEMU of guest {self.spec.name}"),
+                last_seen=self.failure,
+            )
+            if self._ended() is not None:
+                raise ProductError(
+                    f"QEMU refused to start guest {self.spec.name} (status {self._ended()})",
+                    host=self.host,
+                    seen=self.failure(),
+                    command=self.command(),
+                )
+            stream = self._relay("monitor", deadline)
+            self._monitor = Monitor(socket_pair_for(stream), self.spec.name, deadline)
+        except BaseException:
+            self.destroy(Deadline(30, f"the clean-up of guest {self.spec.name}"))
+            raise
+        events.emit(events.PhaseReached(self.spec.name, "created"))
+
+    def command(self) -> list[str]:
+        """QEMU's command line."""
+        spec, image = self.spec, self._image
+        words = ["console=ttyS0", *image.arguments, *spec.arguments]
+        command = ["qemu-system-x86_64", "-name", f"guest={spec.name}"]
+        command += ["-nodefaults", "-no-user-config", "-display", "none", "-S"]
+        command += ["-machine", "q35,accel=kvm,graphics=off", "-cpu", "host"]
+        command += ["-smp", str(spec.cpus), "-m", f"{spec.memory >> 20}M"]
+        for name, purpose in (("console", "-serial"), ("monitor", "-qmp")):
+            path = f"{self._directory}/{name}"
+            command += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
+            if purpose == "-serial":
+                command += ["-serial", f"chardev:{name}"]
+            else:
+                command += ["-mon", f"chardev={name},mode=control"]
+        command += ["-netdev", "user,id=management,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"]
+        command += ["-device", "virtio-net-pci,netdev=management,romfile=,addr=0x3"]
+        command += ["-drive", f"if=none,id=root,file={image.root},format=raw,readonly=on"]
+        command += ["-device", "virtio-blk-pci,drive=root,addr=0x4"]
+        command += ["-device", "virtio-rng-pci,addr=0x5"]
+        command += ["-kernel", image.kernel, "-initrd", image.initrd, "-append", " ".join(words)]
+        for index, address in enumerate(spec.devices):
+            slot = FIRST_SLOT + index
+            command += ["-device", f"vfio-pci,host={address},addr={slot:#x},rombar=0"]
+        return command
+
+    def start(self, deadline: Deadline) -> None:
+        """Run the guest's first instruction."""
+        self._qmp().execute("cont", deadline)
+        self._started = True
+        events.emit(events.PhaseReached(self.spec.name, "started"))
+
+    def state(self, deadline: Deadline) -> MachineState:
+        """As the hypervisor sees it."""
+        if self._destroyed:
+            return MachineState.DESTROYED
+        ended = self._ended()
+        if ended is not None:
+            return MachineState.STOPPED if ended == 0 else MachineState.CRASHED
+        status = self._qmp().execute("query-status", deadline)["status"]
+        if status in ("prelaunch", "inmigrate"):
+            return MachineState.PREPARED
+        if status in ("guest-panicked", "internal-error"):
+            return MachineState.CRASHED
+        return MachineState.STOPPED if status == "shutdown" else MachineState.RUNNING
+
+    def reset(self, deadline: Deadline) -> None:
+        """Press the reset button."""
+        self._qmp().execute("system_reset", deadline)
+
+    def nmi(self, deadline: Deadline) -> None:
+        """Send a non-maskable interrupt to every CPU."""
+        self._qmp().execute("inject-nmi", deadline)
+
+    def kill(self, deadline: Deadline) -> None:
+        """SIGKILL to QEMU; the kernel takes back what it held."""
+        match = re.search(r"^hil: pid (\d+)\r?$", self._words(), re.MULTILINE)
+        if match:
+            self._transport.run(["kill", "-9", match[1]], deadline=deadline)
+        self._wait_for_end(deadline)
+
+    def destroy(self, deadline: Deadline) -> None:
+        """End the guest and free all it held."""
+        if self._destroyed:
+            return
+        if self._keeper is not None and self._ended() is None:
+            with contextlib.suppress(LabError):
+                self.kill(deadline)
+            self._keeper.write(b"")
+        if self._monitor is not None:
+            self._monitor.close()
+        if self._keeper is not None:
+            self._keeper.close()
+        if self._output is not None:
+            self._output.close()
+        self._destroyed = True
+        events.emit(events.PhaseReached(self.spec.name, "destroyed"))
+
+    def failure(self) -> str:
+        """What QEMU wrote, without the keeper's own lines."""
+        lines = [line for line in self._words().splitlines() if not line.startswith("hil: ")]
+        return "\n".join(lines)[-4000:]
+
+    # ---- ways in -------------------------------------------------------------------
+
+    def console(self, deadline: Deadline) -> ByteStream:
+        """The first serial port, by a relay on the host."""
+        return self._relay("console", deadline)
+
+    def management_port(self, deadline: Deadline) -> int:
+        """The port on the host's loopback that leads to the guest's SSH server."""
+        text = self._qmp().human("info usernet", deadline)
+        match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
+        if not match:
+            raise LabError(
+                f"QEMU tells no forwarded port for guest {self.spec.name}",
+                host=self.host,
+                seen=text,
+            )
+        return int(match[1])
+
+    def read_physical(self, address: int, length: int, deadline: Deadline) -> bytes:
+        """Guest physical memory, as QEMU sees it (QMP pmemsave)."""
+        path = f"{self._directory}/memory"
+        self._qmp().execute("pmemsave", deadline, val=address, size=length, filename=path)
+        try:
+            return self._transport.get(path, deadline=deadline)
+        finally:
+            self._transport.run(["rm", "-f", path], deadline=deadline)
+
+    def search_physical(self, text: str, deadline: Deadline) -> tuple[int, ...]:
+        """Guest physical addresses where ``text`` stands, at most SEARCH_LIMIT of them."""
+        path = f"{self._directory}/memory"
+        self._qmp().execute("pmemsave", deadline, val=0, size=self.spec.memory, filename=path)
+        script = 'LC_ALL=C grep -abo -F -e "$2" "$1" | head -n "$3"; rm -f "$1"'
+        command = ["sh", "-c", script, "hil", path, text, str(SEARCH_LIMIT)]
+        found = self._transport.run(command, deadline=deadline).check().stdout
+        return tuple(int(line.partition(":")[0]) for line in found.splitlines() if ":" in line)
+
+    # ---- within ----------------------------------------------------------------------
+
+    def _words(self) -> str:
+        return self._output.text() if self._output is not None else ""
+
+    def _ended(self) -> int | None:
+        match = re.search(r"^hil: status (\d+)\r?$", self._words(), re.MULTILINE)
+        if match:
+            return int(match[1])
+        if self._output is not None and self._output.ended:
+            return 255
+        return None
+
+    def _has_monitor(self, deadline: Deadline) -> bool:
+        probe = self._transport.run(
+            ["test", "-S", f"{self._directory}/monitor", "-a", "-S", f"{self._directory}/console"],
+            deadline=deadline,
+        )
+        return probe.status == 0
+
+    def _wait_for_end(self, deadline: Deadline) -> None:
+        poll(
+            lambda: self._ended() is not None,
+            deadline.within(30, f"the end of QEMU of guest {self.spec.name}"),
+            interval=0.02,
+            last_seen=self.failure,
+        )
+
+    def _relay(self, name: str, deadline: Deadline) -> ByteStream:
+        command = ["sh", "-c", _RELAY, "hil", f"{self._directory}/{name}"]
+        return self._transport.open_stream(command, deadline=deadline)
+
+    def _qmp(self) -> Monitor:
+        if self._monitor is None or self._ended() is not None:
+            raise LabError(
+                f"guest {self.spec.name} is not running",
+                host=self.host,
+                seen=self.failure(),
+                command=shlex.split("qemu-system-x86_64"),
+            )
+        return self._monitor

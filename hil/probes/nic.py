@@ -1,0 +1,150 @@
+"""Network probes with base tools: the echo oracle and a blast of frames.
+
+``ping -p PATTERN -s SIZE`` makes the guest's NIC read and write guest memory by DMA, and
+compares each returned byte (ping(8)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from hil.deadline import Deadline
+from hil.errors import LabError, ProductError
+from hil.guests.guest import Guest
+from hil.guests.os import guest_os
+from hil.lab.bench import BenchDevice, Peer
+
+#: ICMP payload sizes: around every power of two up to what an Ethernet frame carries.
+SIZES = (16, 56, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1472)
+#: ping compares only what follows its time stamp.
+MINIMUM = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What ping said: packets sent and answered, and complaints about wrong bytes."""
+
+    sent: int
+    answered: int
+    complaints: tuple[str, ...] = ()
+
+
+def parse_ping(text: str) -> Echo:
+    """The outcome from what ping printed (iputils, busybox and FreeBSD alike).
+
+    Raises:
+        LabError: there is no summary line in it.
+    """
+    match = re.search(r"(\d+) packets transmitted, (\d+) (?:packets )?received", text)
+    if not match:
+        raise LabError("ping printed no summary", seen=text)
+    complaints = [
+        line.strip()
+        for line in text.splitlines()
+        if re.search(r"wrong data byte|DUP!|truncated|corrupt", line, re.IGNORECASE)
+    ]
+    return Echo(int(match[1]), int(match[2]), tuple(complaints))
+
+
+def join(guest: Guest, device: BenchDevice, index: int = 0) -> Peer:
+    """Give both ends of the device's cable an address; returns the far end."""
+    peer = device.peer
+    if peer is None:
+        raise LabError(f"{device} has no peer in the inventory")
+    system = guest_os("linux")
+    deadline = peer.host.limit(20, f"the address of {peer.interface}")
+    peer.host.platform.transport.run(
+        system.configure_interface(peer.interface, f"{peer.address}/24"), deadline=deadline
+    ).check()
+    interface = guest.interface_of(device.address)
+    guest.run(guest.os.configure_interface(interface, peer.address_for(index))).check()
+    return peer
+
+
+def echo(
+    guest: Guest, peer: Peer, *, sizes: Sequence[int] = SIZES, count: int = 2, tag: str = ""
+) -> int:
+    """Each size's pattern comes back unchanged, each packet once.  Returns packets sent.
+
+    ``tag`` (up to 12 ASCII characters) stands in each payload, so that a packet can be
+    told from every other guest's.
+
+    Raises:
+        ProductError: packets were lost, or came back with wrong bytes.
+    """
+    tag = tag or secrets.token_hex(4)
+    wrong: list[str] = []
+    sent = 0
+    for sequence, size in enumerate(sizes):
+        pattern = f"{tag:.12}{sequence:04d}".encode()[:16]
+        command = guest.os.ping(
+            peer.address, size=max(size, MINIMUM), count=count, pattern=pattern, interval=0.002
+        )
+        result = guest.run(command, seconds=20)
+        seen = parse_ping(result.stdout)
+        sent += seen.sent
+        if seen.answered != seen.sent or seen.complaints:
+            wrong.append(f"{size} bytes: {seen.answered} of {seen.sent} came back")
+            wrong += [f"    {line}" for line in seen.complaints[:5]]
+    if wrong:
+        raise ProductError(f"the NIC of guest {guest.name} lost or changed packets", seen="\n".join(wrong))
+    return sent
+
+
+def wait_for_link(guest: Guest, peer: Peer) -> None:
+    """Wait until the first echo comes back."""
+    from hil.deadline import poll
+
+    command = guest.os.ping(peer.address, size=56, count=1, pattern=b"", interval=0.2)
+    poll(
+        lambda: guest.run(command, seconds=15).status == 0,
+        guest.limit(20, f"the link to {peer.address}"),
+        interval=0.1,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Packets that a host's interface received and sent."""
+
+    received: int
+    sent: int
+
+
+def counters(peer: Peer) -> Counters:
+    """Of the peer's interface (Linux: /sys/class/net/*/statistics)."""
+    base = f"/sys/class/net/{peer.interface}/statistics"
+    deadline = peer.host.limit(10, f"the counters of {peer.interface}")
+    text = peer.host.platform.transport.run(
+        ["cat", f"{base}/rx_packets", f"{base}/tx_packets"], deadline=deadline
+    ).check()
+    received, sent = text.stdout.split()
+    return Counters(int(received), int(sent))
+
+
+@contextlib.contextmanager
+def blast(peer: Peer, destination_mac: str, *, payload: bytes) -> Iterator[None]:
+    """The peer sends frames to ``destination_mac`` as fast as it can, whoever listens.
+
+    It does not stop when the destination dies: that is the point.
+    """
+    code = files("hil.probes").joinpath("on_peer.py").read_text("utf-8")
+    command = ["python3", "-u", "-c", code, peer.interface, destination_mac, payload.hex()]
+    deadline = Deadline(30 * peer.host.pace, f"the blast from {peer.interface}")
+    stream = peer.host.platform.transport.open_stream(command, deadline=deadline)
+    try:
+        first = stream.read()
+        if not first.startswith(b"sending"):
+            raise LabError(
+                f"the peer {peer.interface} does not send",
+                host=peer.host.name,
+                seen=first.decode("utf-8", "replace"),
+            )
+        yield
+    finally:
+        stream.close()
