@@ -136,6 +136,10 @@ class PortType(enum.IntEnum):
     EVENT_COLLECTOR = 10
     UNKNOWN = -1
 
+    @classmethod
+    def _missing_(cls, _value: object) -> PortType:
+        return cls.UNKNOWN
+
 
 LINK_SPEEDS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 """Link speed encodings, in GT/s (PCIe 7.5.3.6)."""
@@ -572,13 +576,12 @@ class ConfigSpace:
         if found is None or len(found.data) < 12:
             return None
         flags, capabilities, control, status = struct.unpack_from("<HIHH", found.data, 2)
-        number = flags >> 4 & 0xF
         link = _get32(found.data, 12)
         link_status = _get16(found.data, 18)
         return Pcie(
             offset=found.offset,
             version=flags & 0xF,
-            type=PortType(number) if number in PortType else PortType.UNKNOWN,
+            type=PortType(flags >> 4 & 0xF),
             flr=bool(capabilities & 1 << 28),
             transactions_pending=bool(status & 1 << 5),
             max_payload_supported=128 << (capabilities & 7),
