@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from hil.lab.load import InvalidInventoryError, Problem
 from hil.lab.models import Device, Lab, Match
 from hil.pci.address import Address
+from hil.pci.reset import reset_facts
 from hil.platforms.contract import Function
 
 
@@ -26,8 +27,9 @@ def check_against(
 
     Raises:
         InvalidInventoryError: an address that the host does not have, a ``match`` that fits
-            no card or several, a bridge, a function found twice, or one that the host
-            itself needs (root disk, management NIC).
+            no card or several, a bridge, a function found twice, a capability that is
+            not there, or a function that the host itself needs (root disk, management
+            NIC).
     """
     by_address = {function.address: function for function in functions}
     problems: list[Problem] = []
@@ -52,6 +54,9 @@ def check_against(
                 problems.append(Problem(where, text))
             if function.config.header_type != 0:
                 problems.append(Problem(where, "a bridge; only endpoints can be passed to guests"))
+        if mine and (absent := sorted(set(device.capabilities) - capabilities(mine[0]))):
+            text = f"{mine[0].address} does not have: {', '.join(absent)}"
+            problems.append(Problem(f"{key}.capabilities", text))
         found[name] = tuple(mine)
     problems += _peers(lab, host, by_address)
     if problems:
@@ -136,9 +141,27 @@ def fits(function: Function, match: Match) -> bool:
     config = function.config
     return (
         match.id == f"{config.vendor:04x}:{config.device:04x}"
-        and match.subsystem in (None, f"{config.subsystem_vendor:04x}:{config.subsystem:04x}")
+        and match.subsystem
+        in (None, f"{config.subsystem_vendor:04x}:{config.subsystem_device:04x}")
         and match.serial in (None, serial(function))
     )
+
+
+def capabilities(function: Function) -> frozenset[str]:
+    """What ``function`` has of the names that an inventory may state."""
+    config = function.config
+    resets = reset_facts(config)
+    there = {
+        "msi": config.msi,
+        "msix": config.msix,
+        "flr": resets.flr,
+        "af_flr": resets.af_flr,
+        "pm": resets.d3_resets,
+        "sriov": config.sriov,
+        "acs": config.acs,
+        "ats": config.ats,
+    }
+    return frozenset(name for name, has in there.items() if has)
 
 
 def serial(function: Function) -> str | None:
@@ -151,7 +174,7 @@ def identity(function: Function) -> str:
     """For people: ids and serial number."""
     config = function.config
     text = f"{config.vendor:04x}:{config.device:04x}"
-    text += f" subsystem {config.subsystem_vendor:04x}:{config.subsystem:04x}"
+    text += f" subsystem {config.subsystem_vendor:04x}:{config.subsystem_device:04x}"
     number = serial(function)
     return f"{text} serial {number}" if number else text
 

@@ -77,6 +77,7 @@ def _absolute(value: str) -> str:
 #: Names of hosts, devices and images; they become parts of test ids and file names.
 Name = Annotated[str, AfterValidator(_name)]
 FunctionAddress = Annotated[Address, PlainValidator(_address)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 Ids = Annotated[str, AfterValidator(_ids)]
 SerialNumber = Annotated[str, AfterValidator(_serial)]
 PlatformName = Literal["linux-vfio", "freebsd-bhyve"]
@@ -145,12 +146,18 @@ class Device(_Model):
     """Virtual functions that suites may create."""
 
 
-class GuestImage(_Model):
-    """A guest image that every host of the lab has."""
+class ImageEntry(_Model):
+    """A guest image that every host of the lab has; see :class:`hil.guests.images.GuestImage`.
+
+    All paths are absolute paths on the host.
+    """
 
     os: Literal["linux", "freebsd"] = "linux"
-    path: Annotated[str, AfterValidator(_absolute)]
-    """Absolute path on the host."""
+    root: AbsolutePath
+    kernel: AbsolutePath | None = None
+    initrd: AbsolutePath | None = None
+    arguments: tuple[str, ...] = ()
+    """More words for the kernel's command line."""
 
 
 class LabSection(_Model):
@@ -166,7 +173,7 @@ class Inventory(_Model):
     lab: LabSection
     hosts: Mapping[Name, Host] = Field(min_length=1)
     devices: Mapping[Name, Device] = Field(default_factory=dict)
-    images: Mapping[Name, GuestImage] = Field(default_factory=dict)
+    images: Mapping[Name, ImageEntry] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ class Lab:
     kind: LabKind
     hosts: Mapping[str, Host]
     devices: Mapping[str, Device]
-    images: Mapping[str, GuestImage]
+    images: Mapping[str, ImageEntry]
     source: Path
     """The inventory's file."""
 

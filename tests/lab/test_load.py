@@ -140,8 +140,8 @@ MISTAKES = {
         ["hosts.alpha.host_key: give this or known_hosts, not both"],
     ),
     "relative image": (
-        RIGHT + '[images.linux]\npath = "linux"\n',
-        ["images.linux.path: should be an absolute path"],
+        RIGHT + '[images.linux]\nroot = "linux"\n',
+        ["images.linux.root: should be an absolute path"],
     ),
     "no address": (
         changed('address = "192.0.2.1"', ""),
