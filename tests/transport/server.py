@@ -1,0 +1,149 @@
+"""A real SSH server on loopback, by asyncssh, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import asyncssh
+
+T = TypeVar("T")
+
+
+class _Server(asyncssh.SSHServer):
+    def __init__(self, owner: SshServer) -> None:
+        self._owner = owner
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._owner.connections.append(conn)
+
+    def connection_requested(
+        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
+    ) -> bool:
+        self._owner.forwarded += 1
+        return True
+
+
+class SshServer:
+    """Runs each command with ``sh -c`` in a process group, as sshd does.
+
+    ``commands`` counts the commands started; ``drop()`` cuts every connection.
+    """
+
+    def __init__(self) -> None:
+        self.host_key = asyncssh.generate_private_key("ssh-ed25519")
+        self.client_key = asyncssh.generate_private_key("ssh-ed25519")
+        self.connections: list[asyncssh.SSHServerConnection] = []
+        self.commands: list[str] = []
+        self.forwarded = 0
+        self.port = 0
+        self._acceptor: asyncssh.SSHAcceptor | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def start(self, port: int = 0) -> SshServer:
+        self._call(self._listen(port))
+        return self
+
+    def drop(self) -> None:
+        """Cut all connections without a word."""
+
+        async def cut() -> None:
+            for connection in self.connections:
+                connection.abort()
+            self.connections.clear()
+
+        self._call(cut())
+
+    def stop_listening(self) -> None:
+        async def end() -> None:
+            if self._acceptor:
+                self._acceptor.close()
+                await self._acceptor.wait_closed()
+
+        self._call(end())
+
+    def close(self) -> None:
+        self.stop_listening()
+        self.drop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    async def _listen(self, port: int) -> None:
+        public = asyncssh.import_authorized_keys(self.client_key.export_public_key().decode())
+        self._acceptor = await asyncssh.listen(
+            "127.0.0.1",
+            port,
+            server_factory=lambda: _Server(self),
+            server_host_keys=[self.host_key],
+            authorized_client_keys=public,
+            process_factory=self._serve,
+            encoding=None,
+        )
+        self.port = self._acceptor.get_port()
+
+    async def _serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        command = process.command or "true"
+        self.commands.append(command)
+        if command == "refuse-without-status":
+            process.channel.close()
+            return
+        child = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+
+        def kill(number: int = signal.SIGHUP) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, number)
+
+        async def feed() -> None:
+            assert child.stdin
+            with contextlib.suppress(OSError, asyncssh.Error):
+                while data := await process.stdin.read(65536):
+                    child.stdin.write(data)
+                    await child.stdin.drain()
+            with contextlib.suppress(OSError):
+                child.stdin.close()
+
+        async def carry(source: asyncio.StreamReader | None, sink: Any) -> None:
+            assert source
+            with contextlib.suppress(OSError, asyncssh.Error):
+                while data := await source.read(65536):
+                    sink.write(data)
+                    await sink.drain()
+
+        async def watch() -> None:
+            await process.channel.wait_closed()
+            kill(signal.SIGKILL)
+
+        feeder = asyncio.ensure_future(feed())
+        watcher = asyncio.ensure_future(watch())
+        carriers = [
+            asyncio.ensure_future(carry(child.stdout, process.stdout)),
+            asyncio.ensure_future(carry(child.stderr, process.stderr)),
+        ]
+        status = await child.wait()
+        await asyncio.wait(carriers, timeout=0.1 if "&" in command else None)
+        for task in (feeder, watcher):
+            task.cancel()
+        if status >= 0:
+            process.exit(status)
+        else:
+            name = signal.Signals(-status).name.removeprefix("SIG")
+            process.exit_with_signal(name)
