@@ -1,0 +1,1 @@
+"""Events in; Allure results, an HTML page, JUnit XML and summaries out."""

@@ -1,0 +1,143 @@
+"""Allure 3's HTML report of a run, in one file.
+
+The generator is the npm package ``allure``, looked for as ``$HIL_ALLURE``, in the
+cache where ``./dev`` puts it, in ``node_modules`` of the working directory, and on the
+path.  It needs no network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hil.deadline import Deadline
+from hil.errors import InventoryError, LabError
+from hil.reporting.allure import Environment, categories
+from hil.reporting.run import Run
+
+#: The version that hil is tested with.
+VERSION = "3.18.0"
+
+INSTALL = 'npm install --prefix "${XDG_CACHE_HOME:-$HOME/.cache}/hil/allure" ' + f"allure@{VERSION}"
+
+
+def find_allure() -> Path:
+    """The generator's executable.
+
+    Raises:
+        InventoryError: ``HIL_ALLURE`` names something else.
+        LabError: it is nowhere.
+    """
+    if given := os.environ.get("HIL_ALLURE"):
+        if os.access(given, os.X_OK) and Path(given).is_file():
+            return Path(given).absolute()
+        raise InventoryError(f"HIL_ALLURE={given} is not an executable file", hint=INSTALL)
+    for folder in (cache(), Path()):
+        candidate = folder / "node_modules" / ".bin" / "allure"
+        if os.access(candidate, os.X_OK):
+            return candidate.absolute()
+    # The path may lead to Allure 2, another program; ours is the one beside its package.
+    found = shutil.which("allure")
+    if found and (Path(found).resolve().parent / "package.json").is_file():
+        return Path(found)
+    raise LabError(
+        "the HTML report was not made: Allure 3 (the npm package 'allure') is not installed",
+        hint=f"{INSTALL}, then: hil report RUN",
+    )
+
+
+def cache() -> Path:
+    """Where ``./dev`` installs the generator."""
+    if given := os.environ.get("HIL_CACHE"):
+        return Path(given) / "allure"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hil" / "allure"
+
+
+def generate(directory: Path, deadline: Deadline | None = None) -> Path:
+    """Make ``report.html`` of the run in ``directory``, also of one that was killed.
+
+    Returns:
+        The page.
+
+    Raises:
+        InventoryError: the folder is not that of a run.
+        LabError: Allure is missing or failed; the results are still there.
+    """
+    run = Run.open(directory)
+    deadline = deadline or Deadline(120, "the HTML report")
+    allure = find_allure()
+    with tempfile.TemporaryDirectory(prefix="hil-report-") as name:
+        work = Path(name)
+        (work / "allurerc.json").write_text(json.dumps(configuration(run)))
+        command = [str(allure), "generate", "--cwd", str(run.directory)]
+        command += ["--config", str(work / "allurerc.json"), "--output", str(work / "out")]
+        command.append(str(run.results))
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                timeout=deadline.remaining,
+                check=False,
+                cwd=work,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "NO_COLOR": "1", "CI": ""},
+            )
+        except subprocess.TimeoutExpired:
+            raise deadline.exceeded(hint="hil report RUN tries again") from None
+        except OSError as error:
+            raise LabError(
+                f"Allure could not be started: {error.strerror}", command=command, hint=INSTALL
+            ) from None
+        pages = sorted((work / "out").rglob("index.html"), key=lambda page: len(page.parts))
+        if done.returncode != 0 or not pages:
+            raise LabError(
+                f"Allure made no report (status {done.returncode})",
+                seen=(done.stderr + done.stdout).decode("utf-8", "replace"),
+                command=command,
+                hint="the results are still there; is its version "
+                f"{VERSION}, and Node.js 20 or newer?",
+            )
+        partial = run.directory / f".report.html.{os.getpid()}"
+        shutil.copyfile(pages[0], partial)
+        partial.replace(run.html)
+    return run.html
+
+
+def configuration(run: Run) -> dict[str, Any]:
+    """Allure 3's configuration (``allurerc.json``) for a run."""
+    state = run.state
+    kind = str(state.get("kind", ""))
+    name = f"hil: {state.get('lab', run.name)} lab ({kind})" if kind else f"hil: {run.name}"
+    if not run.complete:
+        name += ", INCOMPLETE"
+    return {
+        "name": name,
+        "categories": categories(),
+        "variables": variables(run),
+        "plugins": {
+            "awesome": {
+                "options": {
+                    "reportName": name,
+                    "singleFile": True,
+                    "reportLanguage": "en",
+                    "groupBy": ["feature", "subSuite"],
+                }
+            }
+        },
+    }
+
+
+def variables(run: Run) -> dict[str, str]:
+    """What the report's first page tells of the run."""
+    state = run.state
+    values = {"provenance": str(state.get("kind", "unknown")), "run": run.name}
+    if not run.complete:
+        planned, done = state.get("tests", "unknown"), len(run.outcomes())
+        values["incomplete"] = f"{done} of {planned} tests ended: the run was cut short"
+    values["hil"] = str(state.get("hil", ""))
+    return {**values, **Environment.read(run)}

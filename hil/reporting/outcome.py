@@ -1,0 +1,62 @@
+"""How a test ended."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import asdict, dataclass, fields
+
+
+class Status(enum.StrEnum):
+    """The five ways a test ends."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    """A check failed: the product is wrong."""
+    BROKEN = "broken"
+    """The test could not judge: the guest, the lab, the inventory or the test itself failed."""
+    SKIPPED = "skipped"
+    """The lab has not what it needs, or it is not allowed there."""
+    BLOCKED = "blocked"
+    """Not tried, because the host or the lab was already known to be dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a test ended, for summaries; all text is redacted and bounded already."""
+
+    test: str
+    """pytest's node id."""
+    status: Status
+    seconds: float
+    provenance: str
+    """``physical``, ``emulated`` or ``simulated``: what the result is worth."""
+    reason: str = ""
+    """One line: why it did not pass."""
+    fault: str = ""
+    """Whose fault a failure is: a value of :class:`hil.errors.Fault`, or ``test``."""
+    area: str = ""
+    danger: int = 0
+    catalogue: tuple[str, ...] = ()
+    bugs: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The test's name with its parameters, without its file."""
+        return self.test.rpartition("::")[2] or self.test
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Outcome:
+        """Raises ValueError, TypeError or KeyError if ``text`` is not an outcome."""
+        data = json.loads(text)
+        known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
+        values["status"] = Status(values["status"])
+        for key in ("catalogue", "bugs", "devices", "hosts"):
+            values[key] = tuple(values.get(key, ()))
+        return cls(**values)

@@ -1,0 +1,171 @@
+"""The folder of one run, and what lies where in it.
+
+::
+
+    reports/20261121-120501-emulated/
+        run.json          lab, start, versions, and whether the run came to its end
+        outcomes.jsonl    one line a test, written when it ended
+        allure-results/   Allure's own files
+        junit.xml         as pytest writes it, at the end of the run
+        summary.json      totals and the reasons of what did not pass
+        report.html       Allure's report, one file
+    reports/latest        a link to the newest run
+
+``outcomes.jsonl`` and ``allure-results`` grow while the run goes on: a report can be
+made of a run that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hil import __version__
+from hil.errors import InventoryError
+from hil.reporting.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of one run."""
+
+    directory: Path
+
+    @classmethod
+    def create(cls, base: Path, lab: str) -> Run:
+        """A new folder below ``base``, named by the time and the lab.
+
+        Raises:
+            InventoryError: ``base`` cannot be written.
+        """
+        safe = re.sub(r"[^A-Za-z0-9_.-]", "_", lab)[:40] or "lab"
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{safe}"
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            directory = _make(base.resolve(), stem)
+            (directory / "allure-results").mkdir()
+            run = cls(directory)
+            run.write_state({"state": "running", "lab": lab, "started": time.time()})
+            run._point_latest()
+        except OSError as error:
+            raise InventoryError(
+                f"the report folder {base} cannot be written: {error.strerror or error}",
+                hint="name another one with --hil-report DIR",
+            ) from None
+        return run
+
+    @classmethod
+    def open(cls, directory: Path) -> Run:
+        """The run in ``directory``.
+
+        Raises:
+            InventoryError: there is none.
+        """
+        if not (directory / "run.json").is_file():
+            raise InventoryError(
+                f"{directory} is not the folder of a run: it has no run.json",
+                hint="name a folder such as reports/latest",
+            )
+        return cls(directory.resolve())
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def results(self) -> Path:
+        """Allure's results."""
+        return self.directory / "allure-results"
+
+    @property
+    def junit(self) -> Path:
+        return self.directory / "junit.xml"
+
+    @property
+    def html(self) -> Path:
+        return self.directory / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        return self.directory / "summary.json"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """``run.json``; empty if a kill left it unreadable."""
+        try:
+            state = json.loads((self.directory / "run.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end (be it with failures)."""
+        return self.state.get("state") == "finished"
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to its end, and no test of it was left out."""
+        planned = self.state.get("tests")
+        return self.finished and isinstance(planned, int) and len(self.outcomes()) >= planned
+
+    def write_state(self, more: Mapping[str, Any]) -> None:
+        """Add to ``run.json``; readers see the old one or the new one, whole."""
+        state = {"hil": __version__, **self.state, **more}
+        write_whole(self.directory / "run.json", json.dumps(state, indent=1))
+
+    def finish(self) -> None:
+        """Note that the run came to its end."""
+        if not self.finished:
+            self.write_state({"state": "finished", "ended": time.time()})
+
+    def add(self, outcome: Outcome) -> None:
+        """Note how a test ended, so that a later kill does not lose it."""
+        with (self.directory / "outcomes.jsonl").open("a") as file:
+            file.write(outcome.to_json() + "\n")
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """How each test ended, in order; a last line that a kill cut short is left out."""
+        return tuple(self._outcomes())
+
+    def _outcomes(self) -> Iterator[Outcome]:
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.directory / "outcomes.jsonl").read_text().splitlines():
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    yield Outcome.from_json(line)
+
+    def _point_latest(self) -> None:
+        link = self.directory.with_name("latest")
+        # A person's own file or folder of that name is left alone.
+        if link.is_symlink() or not link.exists():
+            new = link.with_name(f".latest-{secrets.token_hex(4)}")
+            new.symlink_to(self.directory.name)
+            new.replace(link)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen half-written."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
+
+
+def _make(base: Path, stem: str) -> Path:
+    """A folder that was not there before, however many runs start in this second."""
+    number = 1
+    while True:
+        directory = base / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return directory

@@ -1,0 +1,149 @@
+"""What a run came to: on the terminal, and as ``summary.json``."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hil.reporting.outcome import Outcome, Status
+from hil.reporting.run import Run, write_whole
+
+#: Tests named as the slowest, and names listed below one reason.
+SLOWEST, NAMES = 5, 6
+
+_TITLES = {
+    Status.FAILED: ("failed", "bold red"),
+    Status.BROKEN: ("broken", "bold magenta"),
+    Status.BLOCKED: ("blocked", "yellow"),
+    Status.SKIPPED: ("skipped", "yellow"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The outcomes of a run, counted and grouped."""
+
+    outcomes: tuple[Outcome, ...]
+    counts: dict[Status, int]
+
+    @classmethod
+    def of(cls, outcomes: Iterable[Outcome]) -> Totals:
+        kept = tuple(outcomes)
+        counts = {status: sum(o.status is status for o in kept) for status in Status}
+        return cls(kept, counts)
+
+    def reasons(self, status: Status) -> dict[str, list[Outcome]]:
+        """Outcomes of ``status`` by reason, the most frequent first."""
+        groups: dict[str, list[Outcome]] = {}
+        for outcome in self.outcomes:
+            if outcome.status is status:
+                groups.setdefault(outcome.reason or "no reason given", []).append(outcome)
+        return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
+
+    @property
+    def slowest(self) -> tuple[Outcome, ...]:
+        ran = [o for o in self.outcomes if o.status not in (Status.SKIPPED, Status.BLOCKED)]
+        return tuple(sorted(ran, key=lambda o: -o.seconds)[:SLOWEST])
+
+
+def write_summary(run: Run) -> dict[str, Any]:
+    """Write ``summary.json`` from what is there, also of a run that was killed; return it.
+
+    Its keys: ``run``, ``lab``, ``provenance``, ``complete``, ``counts``, ``catalogue`` (id →
+    worst status), ``devices``, ``tests`` (one object each, as in ``outcomes.jsonl``).
+    """
+    state = run.state
+    totals = Totals.of(run.outcomes())
+    # From the worst to the best.
+    order = [Status.FAILED, Status.BROKEN, Status.BLOCKED, Status.SKIPPED, Status.PASSED]
+    catalogue: dict[str, Status] = {}
+    for outcome in totals.outcomes:
+        for test_id in outcome.catalogue:
+            seen = catalogue.get(test_id, Status.PASSED)
+            catalogue[test_id] = min(seen, outcome.status, key=order.index)
+    summary = {
+        "run": run.name,
+        "lab": state.get("lab", ""),
+        "provenance": state.get("kind", ""),
+        "complete": run.complete,
+        "planned": state.get("tests"),
+        "started": state.get("started"),
+        "ended": state.get("ended"),
+        "counts": {status.value: count for status, count in totals.counts.items()},
+        "catalogue": dict(sorted(catalogue.items())),
+        "devices": sorted({name for o in totals.outcomes for name in o.devices}),
+        "tests": [asdict(outcome) for outcome in totals.outcomes],
+    }
+    write_whole(run.summary, json.dumps(summary, indent=1, ensure_ascii=False))
+    return summary
+
+
+def render(
+    totals: Totals,
+    *,
+    lab: str,
+    kind: str,
+    run: Run | None = None,
+    notes: Sequence[str] = (),
+    width: int = 80,
+    colour: bool = False,
+) -> str:
+    """The summary as text for a terminal of ``width`` columns."""
+    from rich.console import Console, Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    target = io.StringIO()
+    console = Console(
+        file=target,
+        width=width,
+        force_terminal=colour,
+        no_color=not colour,
+        highlight=False,
+        legacy_windows=False,
+    )
+    parts: list[Any] = []
+    for status, (title, style) in _TITLES.items():
+        groups = totals.reasons(status)
+        if not groups:
+            continue
+        parts.append(Text(f"{title} ({totals.counts[status]})", style=style))
+        table = Table.grid(padding=(0, 1))
+        table.add_column(justify="right", style="bold")
+        table.add_column(overflow="fold")
+        for reason, outcomes in groups.items():
+            line = Text(reason)
+            if faults := {o.fault for o in outcomes if o.fault}:
+                line.append(f"  [{', '.join(sorted(faults))}]", style="dim")
+            names = [f"{o.area}: {o.title}" for o in outcomes[:NAMES]]
+            if len(outcomes) > NAMES:
+                names.append(f"… and {len(outcomes) - NAMES} more")
+            line.append("\n" + "\n".join(names), style="dim")
+            table.add_row(f"{len(outcomes)}×", line)
+        parts.append(Padding(table, (0, 0, 1, 1)))
+    slow = [f"{o.title} {o.seconds:.1f} s" for o in totals.slowest if o.seconds >= 1]
+    if slow:
+        parts.append(Text("slowest: " + ", ".join(slow), style="dim"))
+    line = Text()
+    for status, (title, style) in {Status.PASSED: ("passed", "bold green"), **_TITLES}.items():
+        if totals.counts[status]:
+            line.append(", " if line else "")
+            line.append(f"{totals.counts[status]} {title}", style=style)
+    parts.append(line)
+    parts.append(Text(f"lab:    {lab}, {kind}{_WORTH.get(kind, '')}"))
+    if run is not None:
+        page = run.html if run.html.exists() else run.directory
+        parts.append(Text(f"report: {page}", no_wrap=True, overflow="ignore"))
+    parts += [Text(note, style="yellow") for note in notes]
+    console.print(Group(*parts), soft_wrap=False)
+    return target.getvalue()
+
+
+_WORTH = {
+    "emulated": ": the hardware was QEMU's",
+    "simulated": ": the host was a model; nothing here was hardware",
+}

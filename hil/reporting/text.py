@@ -1,0 +1,64 @@
+"""Text from hosts and guests, made fit for a report: readable, bounded, without secrets."""
+
+from __future__ import annotations
+
+import re
+
+#: Escape sequences of terminals: CSI, OSC and the two-byte ones (ECMA-48, 5.4 and 5.6).
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -~])")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+_KEY_BLOCK = re.compile(
+    r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL
+)
+_NAMED = re.compile(
+    r"""(?ix)
+    (?<![a-z0-9]) (
+        [a-z0-9_-]{0,40} (?: password | passwd | passphrase | secret | api[_-]?key | token )
+        ["']? (?: \s{0,9} [=:] \s{0,9} | \s{1,9} (?= ["'] ) )
+        | authorization \s{0,9} : \s{0,9} (?: basic | bearer ) \s{1,9}
+        | sshpass \s{1,9} -p \s{0,9}
+    )
+    ( "[^"\n]*" | '[^'\n]*' | [^\s"',;]+ )
+    """
+)
+_URL = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]+:)[^\s/@]+(?=@)")
+
+REDACTED = "[redacted]"
+
+
+def redact(text: str) -> str:
+    """``text`` with what looks like a private key, a password or a token taken out."""
+    text = _KEY_BLOCK.sub(rf"-----BEGIN \1----- {REDACTED}", text)
+    text = _NAMED.sub(rf"\1{REDACTED}", text)
+    return _URL.sub(rf"\1{REDACTED}", text)
+
+
+def clean(text: str) -> str:
+    """``text`` without escape sequences and control characters, but for line ends and tabs."""
+    text = _ESCAPES.sub("", text.replace("\r\n", "\n"))
+    if "\r" in text:
+        # It overwrites the line; what was written last is what a person saw.
+        text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    text = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+    # Lone surrogates cannot be written as UTF-8.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """``text`` redacted, cleaned, on one line, and at most ``limit`` characters long."""
+    line = " ".join(redact(clean(text)).split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def cut_middle(text: str, limit: int) -> str:
+    """``text``, or its head and its tail with a line between them that tells of the cut.
+
+    Args:
+        text: anything.
+        limit: characters to keep, beside that line.
+    """
+    if len(text) <= limit:
+        return text
+    head, tail = text[: limit // 2], text[-(limit - limit // 2) :]
+    return f"{head}\n… {len(text) - limit} characters left out here …\n{tail}"
