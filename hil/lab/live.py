@@ -123,9 +123,9 @@ def connect(lab: Lab, host: str, deadline: Deadline) -> Transport:
     return SshTransport.connect(
         host,
         entry.address,
-        entry.port,
-        entry.user,
-        key_file=lab.file(entry.key_file) if entry.key_file else None,
+        port=entry.port,
+        user=entry.user,
+        key_file=lab.file(entry.key_file),
         host_key=entry.host_key or None,
         known_hosts=lab.file(entry.known_hosts) if entry.known_hosts else None,
         deadline=deadline,

@@ -63,8 +63,8 @@ def _name(value: str) -> str:
 
 
 def _host_key(value: str) -> str:
-    if value and not re.fullmatch(r"[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?", value):
-        raise ValueError("should be a line of a .pub file, such as 'ssh-ed25519 AAAA…'")
+    if value and not re.fullmatch(r"SHA256:\S+|[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?", value):
+        raise ValueError("should be a line of a .pub file, 'ssh-ed25519 AAAA…', or 'SHA256:…'")
     return value
 
 
@@ -100,12 +100,13 @@ class Host(_Model):
     """Host name or IP address; needed for ``ssh`` on a physical host."""
     port: int = Field(default=22, ge=1, le=65535)
     user: str = Field(default="root", min_length=1)
-    key_file: str = ""
-    """Private key; ``~`` is the home of whoever runs hil. Empty: the agent's and the usual keys."""
+    key_file: str = "~/.ssh/id_ed25519"
+    """Private key without passphrase; ``~`` is the home of whoever runs hil."""
     known_hosts: str = ""
     """File of host keys; empty: the user's ``~/.ssh/known_hosts``."""
     host_key: Annotated[str, AfterValidator(_host_key)] = ""
-    """The one host key to accept, as in a ``.pub`` file; instead of ``known_hosts``."""
+    """The one host key to accept, as in a ``.pub`` file, or its fingerprint as ssh-keygen(1)
+    prints it; instead of ``known_hosts``."""
     danger: int = Field(default=1, ge=0, le=3)
     """Highest danger of the tests it may run: 0 none, 1 may wedge a device, 2 may hang or
     reboot the host, 3 may corrupt its memory (sacrificial hosts only)."""

@@ -132,7 +132,7 @@ MISTAKES = {
         ["devices.nic0.match.serial: should be a PCIe serial number"],
     ),
     "bad host key": (
-        changed("address =", 'host_key = "SHA256:abc"\naddress ='),
+        changed("address =", 'host_key = "abc"\naddress ='),
         ["hosts.alpha.host_key: should be a line of a .pub file"],
     ),
     "two sources of host keys": (
