@@ -64,8 +64,8 @@ class Reason(enum.IntEnum):
     INTERRUPT_ADDRESS = 0xE
 
 
-_UNQUALIFIED = {Reason.ROOT_NOT_PRESENT, Reason.ROOT_RESERVED}
-"""Reasons found before a context entry is read: its FPD cannot silence them (7.1.3)."""
+_UNQUALIFIED = {Reason.ROOT_NOT_PRESENT, Reason.ROOT_RESERVED, Reason.CONTEXT_RESERVED}
+"""Reasons that come before a valid context entry: its FPD does not silence them (7.1.3)."""
 
 
 @dataclass(frozen=True, slots=True)
