@@ -175,10 +175,12 @@ def _kvm(device: Path = Path("/dev/kvm")) -> Check:
 
 def _allure(tool: Transport, deadline: Deadline) -> Check:
     name = "Allure, for the HTML page"
-    program = os.environ.get("HIL_ALLURE") or _which("allure")
-    if program is None:
-        evidence = "neither HIL_ALLURE is set nor is there an allure on PATH"
-        return Check(HERE, name, State.MISSING, evidence, "./dev setup", needed=False)
+    from hil.reporting.html import find_allure
+
+    try:
+        program = str(find_allure())
+    except HilError as error:
+        return Check(HERE, name, State.MISSING, error.message, "./dev setup", needed=False)
     status, text = _ask(tool, deadline, program, "--version")
     state = State.FOUND if status == 0 else State.MISSING
     evidence = f"{text if status == 0 else f'status {status}: {text}'}, {program}"

@@ -1,0 +1,443 @@
+"""The command line: ``hil run``, ``doctor``, ``devices``, ``lab`` and ``report``.
+
+Exit codes are those of :mod:`hil.errors`; besides, 2 is a usage error, 70 a fault in hil
+itself, and 130 an interruption (Ctrl-C, SIGTERM, SIGHUP).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+import hil
+from hil.deadline import Deadline
+from hil.errors import Fault, HilError, InventoryError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hil.doctor import Check
+    from hil.lab.lock import Holder
+    from hil.platforms.contract import Function
+
+P = ParamSpec("P")
+
+USAGE, INTERNAL, INTERRUPTED = 2, 70, 130
+
+#: Seconds for a lab to come up; the first time its images are built too.
+UP = 1800
+#: Seconds for a question to a host that is up.
+ASK = 60
+
+app = typer.Typer(
+    help="Hardware-in-the-loop tests for PCI passthrough.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+LabOption = Annotated[
+    str, typer.Option("--lab", "-l", metavar="NAME|FILE", help="Lab name or inventory file.")
+]
+WaitOption = Annotated[
+    float, typer.Option(min=0, metavar="SECONDS", help="How long to wait for a lab in use.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass
+class _Invocation:
+    """What holds for the whole command line."""
+
+    debug: bool = False
+    """Show tracebacks."""
+    after_dashes: tuple[str, ...] = ()
+    """What followed ``--``: for pytest or ssh, not for us."""
+
+
+_invocation = _Invocation()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line ``arguments`` (by default the process's); return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _invocation.after_dashes = ()
+    if "--" in words:
+        # An option parser would mix these with the words before.
+        dashes = words.index("--")
+        _invocation.after_dashes = tuple(words[dashes + 1 :])
+        words = words[:dashes]
+    try:
+        app(words, prog_name="hil")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show the Python traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    _invocation.debug = debug
+    if version:
+        typer.echo(f"hil {hil.__version__}")
+        raise typer.Exit
+
+
+def _command(function: Callable[P, int | None]) -> Callable[P, None]:
+    """Turn what a command returns or raises into an exit code and words on stderr."""
+
+    @functools.wraps(function)
+    def command(*args: P.args, **kwargs: P.kwargs) -> None:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # As Ctrl-C: what was begun is undone.
+            signal.signal(number, signal.default_int_handler)
+        try:
+            code = function(*args, **kwargs) or 0
+        except HilError as error:
+            if _invocation.debug:
+                raise
+            complain(error)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            if _invocation.debug:
+                raise
+            _stderr().print("hil: interrupted", style="yellow")
+            code = INTERRUPTED
+        except BrokenPipeError:
+            # Whoever read our output has seen enough; Python must not try to flush more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        except Exception as error:
+            if _invocation.debug:
+                raise
+            text = f"hil: internal error: {type(error).__name__}: {error}"
+            _stderr().print(text, style="bold red", markup=False)
+            _stderr().print("  next:    hil --debug …, and report the traceback that it shows")
+            code = INTERNAL
+        raise typer.Exit(code)
+
+    return command
+
+
+def complain(error: HilError) -> None:
+    """Print ``error`` on stderr, its first line in red."""
+    from rich.text import Text
+
+    from hil.reporting.text import clean, redact
+
+    first, _, rest = redact(clean(error.explain())).partition("\n")
+    text = Text(f"hil: {first}", style="bold red")
+    if rest:
+        text.append(f"\n{rest}", style="not bold default")
+    _stderr().print(text)
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _say(text: str) -> None:
+    """One line of progress, on stderr."""
+    _stderr().print(f"hil: {text}", style="dim", markup=False)
+
+
+def _say_waiting(name: str, holder: Holder | None, waited: float) -> None:
+    who = str(holder) if holder else "a process that left no record"
+    _say(f"waiting for {name} since {waited:.0f} s; held by {who}")
+
+
+# ---- hil run --------------------------------------------------------------------------
+
+
+@app.command()
+@_command
+def run(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITES]... [-- PYTEST ARGUMENTS]...",
+            help="Names of suites (dma, reset …), files, or pytest node ids; all by default.",
+        ),
+    ] = None,
+    lab: LabOption = "emulated",
+    report_dir: Annotated[Path, typer.Option(help="Reports go below it.")] = Path("reports"),
+    danger: Annotated[
+        int, typer.Option(min=0, max=3, help="Run nothing above it, even if the lab allows it.")
+    ] = 3,
+    cycles: Annotated[
+        int | None, typer.Option(min=1, help="How often tests of repetition repeat.")
+    ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="How long canaries are watched."),
+    ] = None,
+) -> int:
+    """Run suites on a lab and write a report."""
+    from hil.lab.load import load
+
+    inventory = load(lab)
+    options = [f"--hil-lab={lab}", f"--hil-report={report_dir}", f"--hil-danger={danger}"]
+    if cycles is not None:
+        options.append(f"--hil-cycles={cycles}")
+    if watch is not None:
+        options.append(f"--hil-watch={watch}")
+    paths = [_suite(name) for name in suites or []] or [str(suites_folder())]
+    _say(f"running on the lab {inventory.name}, which is {inventory.kind}")
+    return _pytest([*options, *_invocation.after_dashes, *paths])
+
+
+def suites_folder() -> Path:
+    """Where hil's own suites are: in the checkout or in the installed package."""
+    for folder in hil.__path__:
+        if (Path(folder) / "suites").is_dir():
+            return Path(folder) / "suites"
+    raise InventoryError("hil's suites are not installed", hint="install hil anew")
+
+
+def _suite(name: str) -> str:
+    """What pytest calls the suite, file or node id ``name``."""
+    path, sep, test = name.partition("::")
+    if Path(path).exists():
+        return name
+    folder = suites_folder()
+    for candidate in (folder / path, folder / f"{path}.py", folder / path.removeprefix("suites/")):
+        if candidate.exists():
+            return f"{candidate}{sep}{test}"
+    from hil.lab.load import nearest
+
+    known = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._")
+    raise InventoryError(
+        f"there is no suite {name!r}{nearest(name, known)}",
+        hint=f"suites are: {', '.join(known)}; arguments of pytest go after --",
+    )
+
+
+class _Watcher:
+    """A pytest plugin that remembers what the exit code alone does not tell."""
+
+    def __init__(self) -> None:
+        self.directory: Path | None = None
+        self.interrupted = False
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self.interrupted = True
+
+    def pytest_unconfigure(self, config: Any) -> None:
+        if directory := getattr(config.option, "hil_run_directory", None):
+            self.directory = Path(directory)
+
+
+def _pytest(arguments: Sequence[str]) -> int:
+    import pytest
+
+    watcher = _Watcher()
+    code = pytest.main(list(arguments), plugins=[watcher])
+    if watcher.interrupted:
+        return INTERRUPTED
+    match code:
+        case pytest.ExitCode.OK:
+            return 0
+        case pytest.ExitCode.USAGE_ERROR:
+            return USAGE
+        case pytest.ExitCode.INTERNAL_ERROR:
+            return INTERNAL
+        case pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise InventoryError("no test was selected", hint="look at the options -k and -m")
+    return _by_fault(watcher.directory)
+
+
+def _by_fault(directory: Path | None) -> int:
+    """The exit code of a run in which tests failed: the product's fault before all others."""
+    from hil.reporting.run import Run
+
+    outcomes = Run(directory).outcomes() if directory else ()
+    faults = {outcome.fault for outcome in outcomes}
+    codes = {Fault.PRODUCT: 1, Fault.GUEST: 3, Fault.LAB: 4, Fault.INVENTORY: 5}
+    if "test" in faults:
+        return 1
+    return next((code for fault, code in codes.items() if fault.value in faults), 1)
+
+
+# ---- hil report -----------------------------------------------------------------------
+
+
+@app.command()
+@_command
+def report(
+    run: Annotated[
+        str, typer.Argument(help="A run's folder, or its name below the report directory.")
+    ] = "latest",
+    report_dir: Annotated[Path, typer.Option(help="Where reports are.")] = Path("reports"),
+) -> None:
+    """Make the HTML report and the summary of a run anew, also of one that was killed."""
+    from hil.reporting.html import generate
+    from hil.reporting.run import Run
+    from hil.reporting.summary import Totals, render, write_summary
+
+    folder = Path(run) if "/" in run or Path(run, "run.json").is_file() else report_dir / run
+    opened = Run.open(folder)
+    write_summary(opened)
+    generate(opened.directory)
+    console = _stdout()
+    text = render(
+        Totals.of(opened.outcomes()),
+        lab=str(opened.state.get("lab", "")),
+        kind=str(opened.state.get("kind", "")),
+        run=opened,
+        width=console.width,
+        colour=console.is_terminal,
+    )
+    typer.echo(text, nl=False)
+
+
+# ---- hil devices ----------------------------------------------------------------------
+
+
+@app.command()
+@_command
+def devices(
+    lab: LabOption = "emulated", wait: WaitOption = 600, as_json: JsonOption = False
+) -> None:
+    """List the PCI functions of a lab's hosts."""
+    from hil.lab.live import open_lab
+    from hil.lab.load import load
+
+    inventory = load(lab)
+    deadline = Deadline(UP, f"the lab {inventory.name}")
+    with open_lab(
+        inventory, deadline, run="hil devices", wait=wait, progress=_say, on_wait=_say_waiting
+    ) as live:
+        found = {
+            name: platform.functions(Deadline(ASK, f"the functions of {name}"))
+            for name, platform in live.platforms.items()
+        }
+    if as_json:
+        rows = [function_row(name, f) for name, functions in found.items() for f in functions]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for name, functions in found.items():
+        _print_functions(f"{name} ({inventory.kind})", functions)
+
+
+def function_row(host: str, function: Function) -> dict[str, str | int | None]:
+    """What ``hil devices`` shows of a function."""
+    from hil.lab.check import capabilities, serial
+
+    config = function.config
+    return {
+        "host": host,
+        "address": str(function.address),
+        "id": f"{config.vendor:04x}:{config.device:04x}",
+        "subsystem": f"{config.subsystem_vendor:04x}:{config.subsystem_device:04x}",
+        "serial": serial(function),
+        "class": config.class_name,
+        "driver": function.driver,
+        "group": function.group,
+        "resets": " ".join(function.reset_methods),
+        "capabilities": " ".join(sorted(capabilities(function))),
+        "in_use_as": function.in_use_as,
+    }
+
+
+def _print_functions(title: str, functions: Iterable[Function]) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    columns = ("address", "id", "class", "driver", "group", "resets", "capabilities", "in_use_as")
+    for column in columns:
+        fixed = column in ("address", "id")
+        table.add_column(column.replace("_", " "), no_wrap=fixed, overflow="fold")
+    for function in functions:
+        row = function_row("", function)
+        cells = ["" if row[column] is None else str(row[column]) for column in columns]
+        table.add_row(*cells, style="yellow" if function.in_use_as else None)
+    _stdout().print(table, markup=False)
+
+
+# ---- hil doctor -----------------------------------------------------------------------
+
+
+@app.command()
+@_command
+def doctor(lab: LabOption = "emulated", as_json: JsonOption = False) -> int:
+    """Tell what this machine and a lab's hosts lack, and how to mend it. Changes nothing."""
+    from hil.doctor import controller
+    from hil.lab.load import load
+    from hil.lab.models import LabKind
+    from hil.transport.local import LocalTransport
+
+    inventory = load(lab)
+    deadline = Deadline(ASK, "the checks of this machine")
+    emulated = inventory.kind is LabKind.EMULATED
+    checks = controller(LocalTransport(), deadline, emulated=emulated)
+    if not emulated:
+        for name in inventory.hosts:
+            checks += _examine(inventory, name)
+    healthy = not any(check.bad for check in checks)
+    if as_json:
+        typer.echo(json.dumps({"ok": healthy, "checks": [asdict(c) for c in checks]}, indent=1))
+    else:
+        _print_checks(checks)
+    return 0 if healthy else 1
+
+
+def _examine(inventory: Any, name: str) -> list[Check]:
+    from hil.doctor import Check, State, linux_host
+    from hil.lab.live import connect
+
+    platform = inventory.hosts[name].platform
+    if platform != "linux-vfio":
+        evidence = f"hil has no checks for hosts with {platform} yet"
+        return [Check(name, "host", State.UNKNOWN, evidence)]
+    deadline = Deadline(ASK, f"the checks of {name}")
+    try:
+        transport = connect(inventory, name, deadline.within(20, f"a connection to {name}"))
+    except HilError as error:
+        return [Check(name, "answers", State.MISSING, error.message, error.hint)]
+    try:
+        return linux_host(name, transport, deadline)
+    finally:
+        transport.close()
+
+
+def _print_checks(checks: Sequence[Check]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from hil.doctor import State
+    from hil.reporting.text import one_line
+
+    console = _stdout()
+    for where in dict.fromkeys(check.where for check in checks):
+        console.print(Text(where, style="bold"))
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column()
+        table.add_column()
+        table.add_column(overflow="fold")
+        for check in (c for c in checks if c.where == where):
+            text = Text(one_line(check.evidence, 300))
+            if check.state is not State.FOUND and check.remedy:
+                text.append(f"\n→ {check.remedy}", style="bold")
+            colour = "green" if check.state is State.FOUND else "red" if check.bad else "yellow"
+            name = check.name if check.needed else f"{check.name} (optional)"
+            table.add_row(f"  {name}", Text(check.state, style=colour), text)
+        console.print(table)
