@@ -23,7 +23,9 @@ from hil.reporting.run import Run
 #: The version that hil is tested with.
 VERSION = "3.18.0"
 
-INSTALL = 'npm install --prefix "${XDG_CACHE_HOME:-$HOME/.cache}/hil/allure" ' + f"allure@{VERSION}"
+INSTALL = (
+    f'npm install --prefix "${{HIL_CACHE:-$HOME/.cache/hil}}/allure-{VERSION}" allure@{VERSION}'
+)
 
 
 def find_allure() -> Path:
@@ -54,8 +56,10 @@ def find_allure() -> Path:
 def cache() -> Path:
     """Where ``./dev`` installs the generator."""
     if given := os.environ.get("HIL_CACHE"):
-        return Path(given) / "allure"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hil" / "allure"
+        base = Path(given)
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hil"
+    return base / f"allure-{VERSION}"
 
 
 def generate(directory: Path, deadline: Deadline | None = None) -> Path:

@@ -95,7 +95,7 @@ class Progress:
         self._counts[outcome.status] += 1
         mark, style = MARKS[outcome.status]
         number = f"{self._counts.total():>{len(str(self._total))}}/{self._total}"
-        line = Text(f"{number} ", style="dim")
+        line = Text.assemble((f"{number} ", "dim"))
         line.append(f"{mark} {outcome.status:<8}", style=style)
         line.append(f"{outcome.seconds:7.1f} s  {outcome.area}: {one_line(outcome.title, 100)}")
         if outcome.status is not Status.PASSED and outcome.reason:
@@ -114,7 +114,7 @@ class Progress:
         done = self._counts.total()
         width = 20
         full = width * done // max(self._total, 1)
-        line = Text("━" * full, style="green")
+        line = Text.assemble(("━" * full, "green"))
         line.append("━" * (width - full), style="dim")
         line.append(f" {done}/{self._total} ")
         for status, count in self._counts.items():
@@ -123,7 +123,7 @@ class Progress:
         line.append(f"  {_clock(time.monotonic() - self._began)}  {self._lab}", style="dim")
         yield _fit(line, options.max_width)
         if self._test:
-            second = Text("▸ ", style="cyan")
+            second = Text.assemble(("▸ ", "cyan"))
             second.append(one_line(self._test, 100))
             second.append(f"  {time.monotonic() - self._test_began:.0f} s", style="dim")
             if step := self._step():

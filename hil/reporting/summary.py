@@ -134,13 +134,13 @@ def render(
             line.append(", " if line else "")
             line.append(f"{totals.counts[status]} {title}", style=style)
     parts.append(line)
-    parts.append(Text(f"lab:    {lab}, {kind}{_WORTH.get(kind, '')}"))
+    parts.append(Text(f"lab:    {lab} ({kind}{_WORTH.get(kind, '')})"))
     if run is not None:
         page = run.html if run.html.exists() else run.directory
         parts.append(Text(f"report: {page}", no_wrap=True, overflow="ignore"))
     parts += [Text(note, style="yellow") for note in notes]
     console.print(Group(*parts), soft_wrap=False)
-    return target.getvalue()
+    return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 
 
 _WORTH = {

@@ -1,0 +1,3 @@
+"""Nothing but what the framework's own tests need of pytest."""
+
+pytest_plugins = ["pytester"]

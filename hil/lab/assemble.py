@@ -1,0 +1,62 @@
+"""From hosts that answer to a bench: devices with live functions and the far ends of cables."""
+
+from __future__ import annotations
+
+from hil.bench import Bench, BenchDevice, BenchHost, Peer
+from hil.deadline import Deadline
+from hil.errors import LabError
+from hil.lab.live import LiveLab
+from hil.lab.models import Device
+
+#: How much slower than hardware an emulated host is, by what runs its instructions.
+EMULATED_PACE = {"kvm": 2.0, "tcg": 4.0}
+
+
+def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
+    """A bench of all that ``live`` has; closing it does not close ``live``.
+
+    Raises:
+        InventoryError: a device is not on its host as the inventory says.
+        LabError: a host does not answer.
+    """
+    lab = live.lab
+    pace = 1.0
+    if live.emulated is not None:
+        pace = EMULATED_PACE.get(live.emulated.accelerator.name, max(EMULATED_PACE.values()))
+    hosts = {
+        name: BenchHost(name, platform, pace, lab.hosts[name].danger)
+        for name, platform in live.platforms.items()
+    }
+    devices = {}
+    for index, (name, device) in enumerate(lab.devices.items()):
+        functions = live.functions(name, deadline)
+        devices[name] = BenchDevice(
+            name,
+            device.kind,
+            hosts[device.host],
+            tuple(function.address for function in functions),
+            peer=_peer(device, index, hosts, deadline),
+            vfs=device.vfs,
+        )
+    image = next(iter(lab.images), "linux")
+    return Bench(lab.name, lab.kind, hosts, devices, image=image)
+
+
+def _peer(
+    device: Device, index: int, hosts: dict[str, BenchHost], deadline: Deadline
+) -> Peer | None:
+    if device.peer is None:
+        return None
+    host = hosts[device.peer.host or device.host]
+    interface = device.peer.interface
+    if device.peer.function is not None:
+        function = host.platform.function(device.peer.function, deadline)
+        if not function.interfaces:
+            raise LabError(
+                f"the peer {function.address} on {host.name} has no network interface",
+                host=host.name,
+                seen=f"its driver: {function.driver or 'none'}",
+            )
+        interface = function.interfaces[0]
+    # RFC 2544's range for tests of network devices: one network a cable.
+    return Peer(host, str(interface), f"198.18.{index}.1")
