@@ -20,7 +20,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -45,7 +44,7 @@ class QTest:
 
     Args:
         devices: the values of QEMU's ``-device`` options, in order.
-        memory: bytes of RAM, from address 0; at most 2 GiB.
+        memory: bytes of RAM, from address 0; whole MiB, at most 2 GiB.
         options: further options of QEMU.
         binary: QEMU's program.
         timeout: seconds that any one command may take.
@@ -62,46 +61,46 @@ class QTest:
     ) -> None:
         if shutil.which(binary) is None:
             raise LabError(f"{binary} is not installed", hint="install qemu-system-x86")
-        if not 1 << 20 <= memory <= 2 << 30:
-            raise InventoryError(f"{memory} bytes of memory: 1 MiB to 2 GiB are possible")
+        if not 1 << 20 <= memory <= 2 << 30 or memory % (1 << 20):
+            raise InventoryError(f"{memory} bytes of memory: must be 1 to 2048 whole MiB")
         self.memory = memory
         self._timeout = timeout
-        self._folder = tempfile.TemporaryDirectory(prefix="hil-qtest-")
         self._next_mmio = _MMIO.start
         self._unread = b""
-        try:
-            self._process = self._start(binary, devices, options)
-        except BaseException:
-            self._folder.cleanup()
-            raise
-        try:
-            self._enable_ecam()
-        except BaseException:
-            self.close()
-            raise
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        # QEMU reads the firmware as it starts, and has read it once it answers
+        with tempfile.NamedTemporaryFile(prefix="hil-qtest-") as firmware:
+            image = bytearray(_FIRMWARE_SIZE)
+            image[_RESET_VECTOR : _RESET_VECTOR + len(_HALT)] = _HALT
+            firmware.write(image)
+            firmware.flush()
+            self._process = self._start(binary, firmware.name, devices, options)
+            try:
+                self._enable_ecam()
+            except BaseException:
+                self.close()
+                raise
 
     def _start(
-        self, binary: str, devices: Sequence[str], options: Sequence[str]
+        self, binary: str, firmware: str, devices: Sequence[str], options: Sequence[str]
     ) -> subprocess.Popen[bytes]:
-        folder = Path(self._folder.name)
-        firmware = bytearray(_FIRMWARE_SIZE)
-        firmware[_RESET_VECTOR : _RESET_VECTOR + len(_HALT)] = _HALT
-        (folder / "halt.bin").write_bytes(firmware)
         command = [
             *(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []),
             *[binary, "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"],
             # the PIT's periodic timer would keep the jumping clock, and a core, busy
             *["-machine", "q35,kernel-irqchip=split,pit=off", "-accel", "tcg"],
-            *["-icount", "shift=0,sleep=off", "-bios", str(folder / "halt.bin")],
+            *["-icount", "shift=0,sleep=off", "-bios", firmware],
             *["-m", f"{self.memory >> 20}M", "-qtest", "stdio", "-qtest-log", "none"],
             *(word for device in devices for word in ("-device", device)),
             *options,
         ]
-        self._stderr = folder / "stderr"
-        with self._stderr.open("wb") as stderr:
-            return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, bufsize=0
-            )
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            bufsize=0,
+        )
 
     # -- life -------------------------------------------------------------------------
 
@@ -124,7 +123,7 @@ class QTest:
                 with contextlib.suppress(OSError):
                     pipe.close()
         self._process.wait()
-        self._folder.cleanup()
+        self._stderr.close()
 
     # -- the protocol -----------------------------------------------------------------
 
@@ -176,10 +175,10 @@ class QTest:
         )
 
     def _errors(self) -> str:
-        try:
-            return self._stderr.read_text("utf-8", "replace")
-        except FileNotFoundError:
+        if self._stderr.closed:
             return ""
+        # pread: QEMU writes at the same open file's position
+        return os.pread(self._stderr.fileno(), 1 << 16, 0).decode("utf-8", "replace")
 
     # -- memory and device registers --------------------------------------------------
 
