@@ -1,0 +1,1 @@
+"""Consoles: one reader each, a log with time stamps, expect, log-in, commands."""
