@@ -34,7 +34,9 @@ class Monitor:
             self._protocol.connect()
         except (QMPError, OSError, TimeoutError) as error:
             self.close()
-            raise LabError(f"no answer from the QEMU monitor of {name}", seen=repr(error)) from error
+            raise LabError(
+                f"no answer from the QEMU monitor of {name}", seen=repr(error)
+            ) from error
 
     def execute(self, command: str, deadline: Deadline, **arguments: object) -> Any:
         """Run a QMP ``command`` and return what it returns.
@@ -45,7 +47,10 @@ class Monitor:
         from qemu.qmp import QMPError
         from qemu.qmp.legacy import QMPBadPortError
 
-        message = {"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}
+        message = {
+            "execute": command,
+            "arguments": {k.replace("_", "-"): v for k, v in arguments.items()},
+        }
         with self._lock:
             self._protocol.settimeout(max(deadline.remaining, 0.01))
             try:

@@ -65,6 +65,24 @@ class GuestOS(ABC):
         """Prints the block devices of a function as paths, one a line."""
 
     @abstractmethod
+    def work(self, address: Address) -> list[str]:
+        """Prints a line, then keeps the function's driver busy until it is ended."""
+
+    @abstractmethod
+    def list_interrupts(self, address: Address) -> list[str]: ...
+
+    @abstractmethod
+    def parse_interrupts(self, text: str) -> dict[str, int]: ...
+
+    @abstractmethod
+    def hardware_address(self, interface: str) -> list[str]:
+        """Prints the interface's MAC address."""
+
+    @abstractmethod
+    def received_frames(self, interface: str) -> list[str]:
+        """Prints how many frames the interface has received."""
+
+    @abstractmethod
     def configure_interface(self, interface: str, address: str) -> list[str]:
         """Bring ``interface`` up with ``address`` (``192.0.2.1/24``)."""
 
@@ -116,7 +134,13 @@ class LinuxGuest(GuestOS):
         return tuple(_seen(line) for line in text.splitlines() if line.strip())
 
     def interfaces(self, address: Address) -> list[str]:
-        return ["sh", "-c", 'ls "/sys/bus/pci/devices/$1/net" 2>/dev/null; true', "hil", str(address)]
+        return [
+            "sh",
+            "-c",
+            'ls "/sys/bus/pci/devices/$1/net" 2>/dev/null; true',
+            "hil",
+            str(address),
+        ]
 
     def disks(self, address: Address) -> list[str]:
         script = r"""
@@ -127,6 +151,37 @@ class LinuxGuest(GuestOS):
         done
         """
         return ["sh", "-c", script, "hil", str(address)]
+
+    def work(self, address: Address) -> list[str]:
+        script = r"""
+        d=/sys/bus/pci/devices/$1
+        net=$(ls "$d/net" 2>/dev/null)
+        echo working
+        if [ -n "$net" ]; then
+            ip link set "$net" up
+            exec ping -q -f -6 -I "$net" ff02::1
+        fi
+        disk=$(basename "$(ls -d "$d"/nvme/nvme*/nvme*n1)")
+        while dd if="/dev/$disk" of=/dev/null bs=1M iflag=direct status=none; do :; done
+        """
+        return ["sh", "-c", script, "hil", str(address)]
+
+    def list_interrupts(self, address: Address) -> list[str]:
+        script = r"""
+        cd "/sys/bus/pci/devices/$1" || exit 1
+        echo "irqs $(ls msi_irqs 2>/dev/null | tr '\n' ' ') $(cat irq)"
+        cat /proc/interrupts
+        """
+        return ["sh", "-c", script, "hil", str(address)]
+
+    def parse_interrupts(self, text: str) -> dict[str, int]:
+        return parse_interrupts(text)
+
+    def hardware_address(self, interface: str) -> list[str]:
+        return ["cat", f"/sys/class/net/{interface}/address"]
+
+    def received_frames(self, interface: str) -> list[str]:
+        return ["cat", f"/sys/class/net/{interface}/statistics/rx_packets"]
 
     def configure_interface(self, interface: str, address: str) -> list[str]:
         script = 'ip addr flush dev "$1" && ip link set "$1" up && ip addr add "$2" dev "$1"'
@@ -143,6 +198,30 @@ class LinuxGuest(GuestOS):
 
     def reset_function(self, address: Address) -> list[str]:
         return ["sh", "-c", 'echo 1 > "/sys/bus/pci/devices/$1/reset"', "hil", str(address)]
+
+
+def parse_interrupts(text: str) -> dict[str, int]:
+    """Counts over all CPUs of the interrupts named in the first line (``irqs 24 25 …``).
+
+    The rest is ``/proc/interrupts`` (proc(5)).  Keys are its description column; an
+    interrupt that has no row, because nobody has requested it, has no key.
+    """
+    first, _, rest = text.partition("\n")
+    wanted = set(first.split()[1:])
+    counts: dict[str, int] = {}
+    for line in rest.splitlines():
+        number, colon, tail = line.partition(":")
+        if not colon or number.strip() not in wanted:
+            continue
+        words = tail.split()
+        numbers = []
+        for word in words:
+            if not word.isdigit():
+                break
+            numbers.append(int(word))
+        name = f"{number.strip()} {' '.join(words[len(numbers) :])}".strip()
+        counts[name] = sum(numbers)
+    return counts
 
 
 def _seen(line: str) -> SeenFunction:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from hil.bench import BenchDevice
 from hil.deadline import Deadline
 from hil.errors import ProductError
+from hil.guests.guest import Guest
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.vtd import ContextEntry, Translation, TranslationType, VtdTables
 from hil.pci.address import Address
-from hil.platforms.contract import Machine, Owner, Phase, Platform
+from hil.platforms.contract import Owner, Phase
 
 #: Guest physical addresses compared with what the tables lead to: all in low RAM that a
 #: booted guest has written (its kernel is loaded at 16 MiB).
@@ -24,123 +26,134 @@ def entry_of(tables: VtdTables, address: Address) -> ContextEntry | None:
     return entry if entry is not None and entry.present else None
 
 
-def maps_guest(
-    tables: VtdTables,
-    memory: PhysicalMemory,
-    address: Address,
-    machine: Machine,
-    deadline: Deadline,
+def _strangeness(
+    tables: VtdTables, memory: PhysicalMemory, address: Address, guest: Guest, deadline: Deadline
 ) -> tuple[str, ...]:
     """Complaints, unless DMA addresses of the function lead to that guest's own memory.
 
     Each sample is read twice, once through the tables in host physical memory and once
-    from the hypervisor's side, with the guest's processors running: a sample counts as
-    different only if it differs three times in a row.
+    from the hypervisor's side, while the guest runs: it counts as different only if it
+    differs three times in a row.
     """
     complaints = []
     for sample in SAMPLES:
-        if sample + SAMPLE_SIZE > machine.spec.memory:
-            continue
         where = tables.translate(address.requester_id, sample, True)
         if not isinstance(where, Translation):
             complaints.append(f"guest address {sample:#x} is not mapped: {where.text}")
             continue
         for _ in range(3):
             through_tables = memory.read(where.physical, SAMPLE_SIZE)
-            if through_tables == machine.read_physical(sample, SAMPLE_SIZE, deadline):
+            if through_tables == guest.machine.read_physical(sample, SAMPLE_SIZE, deadline):
                 break
         else:
             complaints.append(
                 f"guest address {sample:#x} leads to host {where.physical:#x}, "
-                "which does not hold that guest's bytes"
+                f"which does not hold the bytes of guest {guest.name}"
             )
     return tuple(complaints)
 
 
-def owner(tables: VtdTables, address: Address, guests_domain: int | None) -> Owner:
-    """Who owns the function's DMA, given the domain of the guest in question, if any."""
-    entry = entry_of(tables, address)
-    if entry is None:
+def _owner(entry: ContextEntry | None, before: ContextEntry | None) -> Owner:
+    """Who owns the function's DMA, given the entry it had while a guest held it, if any."""
+    if entry is None or entry.page_table_root == 0:
         return Owner.NOBODY
-    if guests_domain is not None and entry.domain == guests_domain:
+    if before is not None and entry.page_table_root == before.page_table_root:
         return Owner.GUEST
-    if entry.translation_type is TranslationType.PASS_THROUGH:
-        return Owner.HOST
-    if entry.page_table_root == 0:
-        return Owner.NOBODY
     return Owner.HOST
 
 
 def check_phase(
-    platform: Platform,
-    address: Address,
+    device: BenchDevice,
     phase: Phase,
-    deadline: Deadline,
     *,
-    machine: Machine | None = None,
-    guests_domain: int | None = None,
+    guest: Guest | None = None,
+    before: ContextEntry | None = None,
     expected: Owner | None = None,
 ) -> ContextEntry | None:
-    """The function's table entry is what the platform states for ``phase``.
+    """The device's table entry is what the platform states for ``phase``.
 
     Args:
-        machine: the guest that holds it, in phase *assigned*: its memory is compared.
-        guests_domain: the domain the guest had, in the phases after it.
-        expected: instead of the platform's statement (for the control).
+        device: reserved, passed or on the host.
+        phase: where it stands.
+        guest: who holds the device, in phase *assigned*: its memory is compared.
+        before: the entry while a guest held it, in the phases after that.
+        expected: instead of the platform's statement: for controls.
 
     Returns:
         The entry, for comparison with later phases.
 
     Raises:
-        ProductError: with both, and the reason.
+        ProductError: with what was found and what should be.
     """
+    platform = device.host.platform
+    deadline = device.host.limit(30, f"the tables in phase {phase.value}")
     expected = expected or platform.domains[phase]
     tables = platform.tables(deadline)
-    entry = entry_of(tables, address)
+    entry = entry_of(tables, device.address)
     complaints: Sequence[str] = ()
-    if machine is not None and entry is not None:
-        complaints = maps_guest(
-            tables, platform.physical_memory(deadline), address, machine, deadline
-        )
+    found = _owner(entry, before)
+    if guest is not None and entry is not None:
+        memory = platform.physical_memory(deadline)
+        complaints = _strangeness(tables, memory, device.address, guest, deadline)
         found = Owner.HOST if complaints else Owner.GUEST
-    else:
-        found = owner(tables, address, guests_domain)
     if found is not expected:
         raise ProductError(
-            f"in phase {phase.value}, DMA of {address} should reach {expected.value} memory "
-            f"and reaches {found.value} memory",
+            f"in phase {phase.value}, DMA of {device} should reach the memory of "
+            f"{expected.value} and reaches that of {found.value}",
             host=platform.host,
             seen="\n".join([f"table entry: {entry}", *complaints]),
         )
     return entry
 
 
-def check_distinct(entries: Iterable[tuple[Address, ContextEntry | None]]) -> None:
-    """Every function has an entry, with a domain and page tables of its own.
+def check_translated(device: BenchDevice, guest: Guest) -> None:
+    """The device has an entry whose requests are translated, and the guest's memory is in it.
+
+    Raises:
+        ProductError: no entry, or one that passes addresses through.
+    """
+    deadline = device.host.limit(30, "the tables")
+    tables = device.host.platform.tables(deadline)
+    entry = entry_of(tables, device.address)
+    if entry is None:
+        raise ProductError(f"{device} is held by guest {guest.name} and has no table entry")
+    if entry.translation_type is TranslationType.PASS_THROUGH:
+        raise ProductError(f"DMA of {device} is not translated", seen=str(entry))
+    mapped = sum(m.length for m in tables.mappings(device.requester_id) if m.iova < 1 << 32)
+    if mapped < guest.machine.spec.memory:
+        raise ProductError(
+            f"{device} can reach {mapped:#x} bytes, less than the guest's memory", seen=str(entry)
+        )
+
+
+def check_distinct(devices: Iterable[BenchDevice]) -> None:
+    """Every device has an entry, with a domain and page tables of its own.
 
     Raises:
         ProductError: two share one, or one has none.
     """
-    domains: dict[int, Address] = {}
-    roots: dict[int, Address] = {}
-    for address, entry in entries:
+    domains: dict[int, BenchDevice] = {}
+    roots: dict[int, BenchDevice] = {}
+    for device in devices:
+        tables = device.host.platform.tables(device.host.limit(30, "the tables"))
+        entry = entry_of(tables, device.address)
         if entry is None:
-            raise ProductError(f"{address} has no entry in the IOMMU's tables")
+            raise ProductError(f"{device} has no entry in the IOMMU's tables")
         for key, seen, what in (
             (entry.domain, domains, "domain"),
             (entry.page_table_root, roots, "page-table root"),
         ):
             if key in seen:
                 raise ProductError(
-                    f"{seen[key]} and {address} share {what} {key:#x}", seen=str(entry)
+                    f"{seen[key]} and {device} share {what} {key:#x}", seen=str(entry)
                 )
-            seen[key] = address
+            seen[key] = device
 
 
 def new_faults(
     before: Sequence[FaultRecord], after: Sequence[FaultRecord]
 ) -> tuple[FaultRecord, ...]:
-    """Faults in ``after`` that were not in ``before`` (logs only grow, or lose their start)."""
+    """Faults in ``after`` that were not in ``before``: logs grow, or lose their start."""
     known = {record.text for record in before}
     return tuple(record for record in after if record.text not in known)
 
@@ -175,3 +188,15 @@ def check_no_faults(faults: Sequence[FaultRecord]) -> None:
             f"{len(faults)} DMA faults were recorded",
             seen="\n".join(record.text for record in faults[:20]),
         )
+
+
+def check_no_ghost(device: BenchDevice) -> None:
+    """A function that is gone has no entry left in the tables.
+
+    Raises:
+        ProductError: it has: the next function with this requester id would inherit it.
+    """
+    tables = device.host.platform.tables(device.host.limit(30, "the tables"))
+    entry = entry_of(tables, device.address)
+    if entry is not None:
+        raise ProductError(f"{device} still has an entry in the tables", seen=str(entry))

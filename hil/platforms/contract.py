@@ -267,8 +267,12 @@ class Platform(ABC):
     ) -> None: ...
 
     @abstractmethod
-    def reset(self, address: Address, deadline: Deadline) -> None:
-        """Reset the function as the platform does between two owners."""
+    def reset(self, address: Address, deadline: Deadline, method: str = "") -> None:
+        """Reset the function as the platform does between two owners, or by one ``method``.
+
+        Raises:
+            ProductError: the function has no reset, or it did not succeed.
+        """
 
     # reserve and return
     @abstractmethod
@@ -330,6 +334,10 @@ class Platform(ABC):
     @abstractmethod
     def interrupts(self, address: Address, deadline: Deadline) -> Mapping[str, int]:
         """Count of each of the function's interrupt lines or vectors on the host."""
+
+    @abstractmethod
+    def footprint(self, deadline: Deadline) -> Mapping[str, int]:
+        """Counts of what only assignments and guests make: domains, processes, files."""
 
     @abstractmethod
     def kernel_log(self, deadline: Deadline) -> str: ...

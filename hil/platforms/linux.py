@@ -16,6 +16,7 @@ from hil import events
 from hil.deadline import Deadline
 from hil.errors import CommandError, HilError, InventoryError, LabError, ProductError
 from hil.guests.images import GuestImage
+from hil.guests.os import LinuxGuest
 from hil.iommu.acpi import parse_dmar
 from hil.iommu.faults import FaultRecord, parse_fault_log
 from hil.iommu.memory import CachedMemory, PhysicalMemory
@@ -83,6 +84,16 @@ echo "$1" > /sys/bus/pci/drivers_probe
 true
 """
 
+# Writing "default" gives the order of before (Documentation/ABI/testing/sysfs-bus-pci).
+_RESET = r"""
+d=/sys/bus/pci/devices/$1
+[ -e "$d/reset" ] || { echo "no reset method" >&2; exit 1; }
+if [ -n "$2" ]; then echo "$2" > "$d/reset_method" || exit; fi
+echo 1 > "$d/reset"; status=$?
+if [ -n "$2" ]; then echo default > "$d/reset_method"; fi
+exit "$status"
+"""
+
 # Opening a VFIO group is exclusive: EBUSY tells that a guest holds it (vfio.rst).
 _HELD = r"""
 g=$(readlink "/sys/bus/pci/devices/$1/iommu_group") || exit 1
@@ -109,7 +120,7 @@ class LinuxVfio(Platform):
     #: VFIO leaves a function in its host-owned default domain until a guest claims the
     #: group, and puts it back there when the guest is gone (drivers/iommu/iommu.c,
     #: iommu_group_claim_dma_owner and __iommu_group_set_core_domain).
-    domains = {
+    domains: Mapping[Phase, Owner] = {
         Phase.BOOT: Owner.HOST,
         Phase.IDLE: Owner.HOST,
         Phase.ASSIGNED: Owner.GUEST,
@@ -197,9 +208,7 @@ class LinuxVfio(Platform):
     def read_config(self, address: Address, deadline: Deadline) -> ConfigSpace:
         return ConfigSpace(self.transport.get(f"{SYSFS}/{address}/config", deadline=deadline))
 
-    def write_config(
-        self, address: Address, offset: int, value: bytes, deadline: Deadline
-    ) -> None:
+    def write_config(self, address: Address, offset: int, value: bytes, deadline: Deadline) -> None:
         self.transport.run(
             [
                 "dd",
@@ -215,17 +224,18 @@ class LinuxVfio(Platform):
             deadline=deadline,
         ).check()
 
-    def reset(self, address: Address, deadline: Deadline) -> None:
-        with events.step(f"reset {address} on {self.host}"):
-            try:
-                self._sh('echo 1 > "/sys/bus/pci/devices/$1/reset"', address, deadline=deadline)
-            except CommandError as error:
+    def reset(self, address: Address, deadline: Deadline, method: str = "") -> None:
+        with events.step(f"reset {address} on {self.host}" + (f" by {method}" if method else "")):
+            result = self.transport.run(
+                ["sh", "-c", _RESET, "hil", str(address), method], deadline=deadline
+            )
+            if result.status != 0:
                 raise ProductError(
                     f"the host could not reset {address}",
                     host=self.host,
-                    seen=error.seen,
+                    seen=result.stderr,
                     hint="its reset methods stand in: hil devices",
-                ) from error
+                )
 
     # ---- reserve and return ------------------------------------------------------
 
@@ -367,9 +377,7 @@ class LinuxVfio(Platform):
                     f"VF {vf} of {address} is held by a guest; the VFs stay", host=self.host
                 )
         with events.step(f"remove the VFs of {address} on {self.host}"):
-            self._sh(
-                'echo 0 > "/sys/bus/pci/devices/$1/sriov_numvfs"', address, deadline=deadline
-            )
+            self._sh('echo 0 > "/sys/bus/pci/devices/$1/sriov_numvfs"', address, deadline=deadline)
 
     # ---- guests ------------------------------------------------------------------
 
@@ -402,16 +410,18 @@ class LinuxVfio(Platform):
     # ---- the IOMMU, memory, interrupts -------------------------------------------
 
     def tables(self, deadline: Deadline) -> VtdTables:
-        registers = DrhdRegisters(self._drhd_page(deadline))
-        if not registers.translation_enabled:
+        base, page = self._drhd(deadline)
+        memory = CachedMemory(self.physical_memory(deadline))
+        tables = DrhdRegisters(page).unit(memory, base).tables
+        if tables is None:
             raise ProductError(
-                f"DMA remapping is off on {self.host}: GSTS.TES is 0", host=self.host
+                f"DMA remapping is off on {self.host}: GSTS.TES of the unit at {base:#x} is 0",
+                host=self.host,
             )
-        return VtdTables.from_registers(registers, CachedMemory(self.physical_memory(deadline)))
+        return tables
 
-    def _drhd_page(self, deadline: Deadline) -> bytes:
-        if self._out_of_band is not None:
-            return self._out_of_band.drhd_registers()
+    def _drhd(self, deadline: Deadline) -> tuple[int, bytes]:
+        """Address and contents of the remapping unit's register page."""
         table = self.transport.get("/sys/firmware/acpi/tables/DMAR", deadline=deadline)
         units = parse_dmar(table).units
         if len(units) != 1:
@@ -419,7 +429,10 @@ class LinuxVfio(Platform):
                 f"{self.host} has {len(units)} remapping units; only one can be read as yet",
                 host=self.host,
             )
-        return read_device_memory(self.transport, units[0].base, DRHD_PAGE, deadline)
+        base = units[0].base
+        if self._out_of_band is not None:
+            return base, self._out_of_band.drhd_registers()
+        return base, read_device_memory(self.transport, base, DRHD_PAGE, deadline)
 
     def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:
         return parse_fault_log(self.kernel_log(deadline))
@@ -433,16 +446,29 @@ class LinuxVfio(Platform):
         return FileCanary.fill(self.transport, size, deadline)
 
     def interrupts(self, address: Address, deadline: Deadline) -> Mapping[str, int]:
+        system = LinuxGuest()
+        result = self.transport.run(system.list_interrupts(address), deadline=deadline)
+        return system.parse_interrupts(result.check().stdout)
+
+    def footprint(self, deadline: Deadline) -> Mapping[str, int]:
         text = self._sh(
             r"""
-            cd "/sys/bus/pci/devices/$1" || exit 1
-            echo "irqs $(ls msi_irqs 2>/dev/null | tr '\n' ' ') $(cat irq)"
-            cat /proc/interrupts
+            echo "guests $(grep -lsz qemu-system /proc/[0-9]*/cmdline | wc -l)"
+            echo "files $(find "$1" -mindepth 1 2>/dev/null | wc -l)"
+            echo "groups $(ls /dev/vfio 2>/dev/null | grep -c '^[0-9]')"
+            echo "canaries $(find /dev/shm -maxdepth 1 -name 'hil-canary.*' | wc -l)"
+            sed -n -e 's/^Mlocked: *\([0-9]*\) kB/locked_kib \1/p' \
+                -e 's/^HugePages_Total: */huge_pages /p' /proc/meminfo
             """,
-            address,
+            self._directory,
             deadline=deadline,
         )
-        return parse_interrupts(text)
+        counts = {key: int(value) for key, value in (line.split() for line in text.splitlines())}
+        if self._out_of_band is not None:
+            entries = list(self.tables(deadline).entries())
+            counts["table entries"] = len(entries)
+            counts["domains"] = len({entry.domain for entry in entries})
+        return counts
 
     def kernel_log(self, deadline: Deadline) -> str:
         return self.transport.run(["dmesg"], deadline=deadline).check().stdout
@@ -492,15 +518,14 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
                 where, name, target = rest.split(" ", 2)
                 drafts[where.rstrip("/")].links[name] = target
             elif kind == "text":
-                path, _, value = rest.partition(":0000:") if False else _split_text(rest)
-                _take_text(drafts, path, value)
+                _take_text(drafts, rest)
             elif kind == "interface":
                 name, target = rest.split(" ", 1)
                 found = _PCI.findall(target)
                 if found:
                     interfaces.setdefault(found[-1], []).append(name)
             elif kind in ("mount", "swap"):
-                device, where = (rest.split() + [""])[:2]
+                device, where = [*rest.split(), ""][:2]
                 if device.startswith("/dev/"):
                     mounted.setdefault(
                         device.removeprefix("/dev/"), "swap" if kind == "swap" else where
@@ -535,15 +560,10 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
     )
 
 
-def _split_text(rest: str) -> tuple[str, str, str]:
-    match = re.match(r"([^/]+/[a-z_]+):(.*)", rest)
-    if not match:
-        raise ValueError("not path:value")
-    return match[1], ":", match[2]
-
-
-def _take_text(drafts: dict[str, _Draft], path: str, value: str) -> None:
-    name, _, attribute = path.partition("/")
+def _take_text(drafts: dict[str, _Draft], text: str) -> None:
+    """One line of grep -H: ``0000:01:00.0/resource:0x… 0x… 0x…``."""
+    name, _, rest = text.partition("/")
+    attribute, _, value = rest.partition(":")
     draft = drafts[name]
     if attribute == "resource":
         start, end, flags = (int(word, 16) for word in value.split())
@@ -593,30 +613,6 @@ def _function(name: str, draft: _Draft, interfaces: tuple[str, ...], in_use: str
         interfaces=interfaces,
         in_use_as=in_use,
     )
-
-
-def parse_interrupts(text: str) -> dict[str, int]:
-    """Counts over all CPUs of the interrupts named in the first line (``irqs 24 25 …``).
-
-    The rest is ``/proc/interrupts`` (proc(5)).  Keys are its description column; an
-    interrupt that has no row, because nobody has requested it, has no key.
-    """
-    first, _, rest = text.partition("\n")
-    wanted = set(first.split()[1:])
-    counts: dict[str, int] = {}
-    for line in rest.splitlines():
-        number, colon, tail = line.partition(":")
-        if not colon or number.strip() not in wanted:
-            continue
-        words = tail.split()
-        numbers = []
-        for word in words:
-            if not word.isdigit():
-                break
-            numbers.append(int(word))
-        name = f"{number.strip()} {' '.join(words[len(numbers) :])}".strip()
-        counts[name] = sum(numbers)
-    return counts
 
 
 def _joined(failures: Sequence[HilError]) -> ProductError:

@@ -33,8 +33,9 @@ _CHECK = r"""
 i=0
 while [ "$i" -lt "$2" ]; do cat "$1/block"; i=$((i + 1)); done | cmp -l - "$1/memory" 2>&1 |
     awk '{ page = int(($1 - 1) / 4096)
-           if ($1 !~ /^[0-9]+$/) { print "error " $0 }
-           else if (page != last || NR == 1) { print "page", page, $1 - 1, $2, $3; last = page } }' |
+           if ($1 !~ /^[0-9]+$/) print "error " $0
+           else if (page != last || NR == 1) print "page", page, $1 - 1, $2, $3
+           last = page }' |
     head -n 200
 [ "$(wc -c < "$1/memory")" -eq "$3" ] || echo "error its size is now $(wc -c < "$1/memory")"
 """
@@ -58,7 +59,7 @@ class FileCanary:
             ["sh", "-c", _FILL, "hil", str(blocks)], stdin=block, deadline=deadline
         ).check(hint="is there room in /dev/shm?")
         directory = result.stdout.strip()
-        if not re.fullmatch(r"/dev/shm/hil-canary\.\w+", directory):
+        if not re.fullmatch(r"/dev/shm/hil-canary\.\w+", directory):  # noqa: S108 - tmpfs, by mktemp
             raise LabError("canary memory could not be made", seen=result.stdout)
         return cls(transport, directory, blocks)
 
@@ -88,9 +89,7 @@ def parse_changes(text: str) -> tuple[str, ...]:
         if match:
             page, offset = int(match[1]), int(match[2])
             was, now = int(match[3], 8), int(match[4], 8)
-            changes.append(
-                f"page {page}: byte {offset:#x} was {was:#04x} and is {now:#04x}"
-            )
+            changes.append(f"page {page}: byte {offset:#x} was {was:#04x} and is {now:#04x}")
         elif line.strip():
             changes.append(line.removeprefix("error ")[:300])
     return tuple(changes)

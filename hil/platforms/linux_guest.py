@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 
 from hil import events
 from hil.console.log import ConsoleLog
@@ -19,8 +18,9 @@ from hil.guests.images import GuestImage
 from hil.pci.address import Address
 from hil.platforms.contract import GuestSpec, MachineState
 from hil.qmp import Monitor
+from hil.transport import keys
 from hil.transport.base import ByteStream, Transport
-from hil.transport.streams import socket_pair_for
+from hil.transport.sockets import socket_pair_for
 
 #: Bus 0, device 16 and up, is where passed functions go: above all that q35 puts there.
 FIRST_SLOT = 0x10
@@ -31,7 +31,6 @@ _KEEPER = r"""
 trap '' HUP PIPE
 umask 077
 directory=$1; shift
-mkdir -p "$directory" || exit
 exec 3<&0
 "$@" </dev/null 3<&- &
 qemu=$!
@@ -79,7 +78,7 @@ class QemuMachine:
         self._keeper: ByteStream | None = None
         self._output: ConsoleLog | None = None
         self._monitor: Monitor | None = None
-        self._started = False
+        self._host_key = keys.generate()
         self._destroyed = False
 
     @property
@@ -98,9 +97,14 @@ class QemuMachine:
         Raises:
             ProductError: QEMU ended by itself, with what it wrote.
         """
+        self._transport.run(
+            ["mkdir", "-p", "-m", "700", self._directory], deadline=deadline
+        ).check()
+        private = self._host_key.private.encode("ascii")
+        self._transport.put(private, f"{self._directory}/host_key", deadline=deadline, mode=0o600)
         command = ["sh", "-c", _KEEPER, "hil", self._directory, *self.command()]
         self._keeper = self._transport.open_stream(command, deadline=deadline)
-        self._output = ConsoleLog(f"{self.spec.name} qemu", self._keeper, quiet=True)
+        self._output = ConsoleLog(f"{self.spec.name} qemu", self._keeper)
         try:
             poll(
                 lambda: self._ended() is not None or self._has_monitor(deadline),
@@ -124,7 +128,7 @@ class QemuMachine:
     def command(self) -> list[str]:
         """QEMU's command line."""
         spec, image = self.spec, self._image
-        words = ["console=ttyS0", *image.arguments, *spec.arguments]
+        words = ["console=ttyS0", "root=/dev/vda", *image.arguments, *spec.arguments]
         command = ["qemu-system-x86_64", "-name", f"guest={spec.name}"]
         command += ["-nodefaults", "-no-user-config", "-display", "none", "-S"]
         command += ["-machine", "q35,accel=kvm,graphics=off", "-cpu", "host"]
@@ -141,6 +145,13 @@ class QemuMachine:
         command += ["-drive", f"if=none,id=root,file={image.root},format=raw,readonly=on"]
         command += ["-device", "virtio-blk-pci,drive=root,addr=0x4"]
         command += ["-device", "virtio-rng-pci,addr=0x5"]
+        given = {
+            "hostname": f"string={spec.name}",
+            "authorized_keys": f"string={keys.of_this_run().public}",
+            "ssh_host_ed25519_key": f"file={self._directory}/host_key",
+        }
+        for name, value in given.items():
+            command += ["-fw_cfg", f"name=opt/org.hil/{name},{value}"]
         command += ["-kernel", image.kernel, "-initrd", image.initrd, "-append", " ".join(words)]
         for index, address in enumerate(spec.devices):
             slot = FIRST_SLOT + index
@@ -150,7 +161,6 @@ class QemuMachine:
     def start(self, deadline: Deadline) -> None:
         """Run the guest's first instruction."""
         self._qmp().execute("cont", deadline)
-        self._started = True
         events.emit(events.PhaseReached(self.spec.name, "started"))
 
     def state(self, deadline: Deadline) -> MachineState:
@@ -210,7 +220,22 @@ class QemuMachine:
         """The first serial port, by a relay on the host."""
         return self._relay("console", deadline)
 
-    def management_port(self, deadline: Deadline) -> int:
+    def ssh(self, deadline: Deadline) -> Transport:
+        """Root in the guest, by way of the host's loopback."""
+        from hil.transport.ssh import SshTransport
+
+        jump = self._transport if isinstance(self._transport, SshTransport) else None
+        return SshTransport.connect(
+            self.spec.name,
+            "127.0.0.1",
+            port=self._management_port(deadline),
+            key=keys.of_this_run().load(),
+            host_key=self._host_key.public,
+            jump=jump,
+            deadline=deadline,
+        )
+
+    def _management_port(self, deadline: Deadline) -> int:
         """The port on the host's loopback that leads to the guest's SSH server."""
         text = self._qmp().human("info usernet", deadline)
         match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
@@ -278,6 +303,5 @@ class QemuMachine:
                 f"guest {self.spec.name} is not running",
                 host=self.host,
                 seen=self.failure(),
-                command=shlex.split("qemu-system-x86_64"),
             )
         return self._monitor

@@ -65,7 +65,7 @@ class KcoreMemory:
         """``length`` bytes at a physical ``address``; LabError if it is not RAM."""
         for segment in self._segments:
             inside = address - segment.physical
-            if 0 <= inside and inside + length <= segment.length:
+            if inside >= 0 and inside + length <= segment.length:
                 offset = segment.offset + inside
                 data = _dd(self._transport, "/proc/kcore", offset, length, self._deadline)
                 if len(data) == length:

@@ -1,4 +1,4 @@
-"""Talk to the user-space driver that runs in a guest (:mod:`hil.probes.in_guest`)."""
+"""Talk to the user-space driver that runs in a guest (:mod:`hil.probes.remote.in_guest`)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class GuestAgent:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._buffer = b""
-        code = files("hil.probes").joinpath("in_guest.py").read_text("utf-8")
+        code = files("hil.probes.remote").joinpath("in_guest.py").read_text("utf-8")
         deadline = guest.limit(30, "the in-guest driver")
         self._stream: ByteStream = guest.ssh.open_stream(
             ["python3", "-u", "-c", code], deadline=deadline
@@ -81,7 +81,9 @@ class GuestAgent:
             if not data or len(self._buffer) > _LONGEST_ANSWER:
                 raise GuestError(
                     f"the in-guest driver of {self._guest.name} ended during {what}",
-                    seen=b"\n".join([*noise[-20:], self._buffer[-2000:]]).decode("utf-8", "replace"),
+                    seen=b"\n".join([*noise[-20:], self._buffer[-2000:]]).decode(
+                        "utf-8", "replace"
+                    ),
                     hint="has the guest's image Python 3, and its kernel vfio-pci?",
                     console=self._guest.console.log.tail(10),
                 )

@@ -5,9 +5,14 @@ Source: QEMU's docs/specs/edu.rst.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+from hil.bench import BenchDevice
 from hil.errors import GuestError
-from hil.probes.agent import GuestAgent, GuestMemory
+from hil.guests.guest import Guest
 from hil.pci.address import Address
+from hil.probes.agent import GuestAgent, GuestMemory
 
 IDENTIFICATION = 0x010000ED
 BUFFER = 0x40000
@@ -87,12 +92,14 @@ class EduEngine:
         )
 
 
-def round_trip(
-    engine: EduEngine, memory: GuestMemory, source: int, destination: int, length: int
-) -> None:
-    """Copy ``length`` bytes (at most 4096) of the guest's memory by two DMA transfers.
-
-    ``source`` and ``destination`` are offsets in ``memory``.
-    """
-    engine.copy_in(memory.physical(source), length)
-    engine.copy_out(memory.physical(destination), length)
+@contextlib.contextmanager
+def edu_engine(guest: Guest, device: BenchDevice) -> Iterator[tuple[EduEngine, GuestMemory]]:
+    """The engine of a passed device, with 2 MiB of guest memory for its DMA."""
+    address = guest.address_of(device.address)
+    agent = GuestAgent(guest)
+    try:
+        engine = EduEngine(agent, address)
+        yield engine, agent.allocate(GuestMemory.PAGE)
+        agent.close_function(address)
+    finally:
+        agent.close()

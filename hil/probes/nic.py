@@ -7,17 +7,18 @@ compares each returned byte (ping(8)).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from hil.deadline import Deadline
+from hil.bench import BenchDevice, Peer
+from hil.deadline import poll
 from hil.errors import LabError, ProductError
 from hil.guests.guest import Guest
 from hil.guests.os import guest_os
-from hil.lab.bench import BenchDevice, Peer
 
 #: ICMP payload sizes: around every power of two up to what an Ethernet frame carries.
 SIZES = (16, 56, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1472)
@@ -92,14 +93,14 @@ def echo(
             wrong.append(f"{size} bytes: {seen.answered} of {seen.sent} came back")
             wrong += [f"    {line}" for line in seen.complaints[:5]]
     if wrong:
-        raise ProductError(f"the NIC of guest {guest.name} lost or changed packets", seen="\n".join(wrong))
+        raise ProductError(
+            f"the NIC of guest {guest.name} lost or changed packets", seen="\n".join(wrong)
+        )
     return sent
 
 
 def wait_for_link(guest: Guest, peer: Peer) -> None:
     """Wait until the first echo comes back."""
-    from hil.deadline import poll
-
     command = guest.os.ping(peer.address, size=56, count=1, pattern=b"", interval=0.2)
     poll(
         lambda: guest.run(command, seconds=15).status == 0,
@@ -127,21 +128,40 @@ def counters(peer: Peer) -> Counters:
     return Counters(int(received), int(sent))
 
 
+def nobody(peer: Peer) -> Peer:
+    """An address on the same link that nobody has: for controls."""
+    return dataclasses.replace(peer, address=f"{peer.address.rpartition('.')[0]}.250")
+
+
+@contextlib.contextmanager
+def liar(peer: Peer) -> Iterator[Peer]:
+    """On the peer's interface, an answerer of echoes that changes one byte: for controls."""
+    address = f"{peer.address.rpartition('.')[0]}.251"
+    with _on_peer(peer, "on_peer_liar.py", address):
+        yield dataclasses.replace(peer, address=address)
+
+
 @contextlib.contextmanager
 def blast(peer: Peer, destination_mac: str, *, payload: bytes) -> Iterator[None]:
     """The peer sends frames to ``destination_mac`` as fast as it can, whoever listens.
 
     It does not stop when the destination dies: that is the point.
     """
-    code = files("hil.probes").joinpath("on_peer.py").read_text("utf-8")
-    command = ["python3", "-u", "-c", code, peer.interface, destination_mac, payload.hex()]
-    deadline = Deadline(30 * peer.host.pace, f"the blast from {peer.interface}")
+    with _on_peer(peer, "on_peer_blast.py", destination_mac, payload.hex()):
+        yield
+
+
+@contextlib.contextmanager
+def _on_peer(peer: Peer, program: str, *arguments: str) -> Iterator[None]:
+    code = files("hil.probes.remote").joinpath(program).read_text("utf-8")
+    command = ["python3", "-u", "-c", code, peer.interface, *arguments]
+    deadline = peer.host.limit(20, f"{program} on {peer.interface}")
     stream = peer.host.platform.transport.open_stream(command, deadline=deadline)
     try:
         first = stream.read()
-        if not first.startswith(b"sending"):
+        if not first.startswith(b"ready"):
             raise LabError(
-                f"the peer {peer.interface} does not send",
+                f"{program} does not run on the peer {peer.interface}",
                 host=peer.host.name,
                 seen=first.decode("utf-8", "replace"),
             )

@@ -65,7 +65,9 @@ def write_and_read_back(
         numbers = [str(transfer.block), str(transfer.offset), str(transfer.length)]
         result = guest.run(["sh", "-c", script, "hil", disk, *numbers], seconds=60).check()
         if result.stdout.split()[:1] != [hashlib.sha256(data).hexdigest()]:
-            check_equal(data, _read(guest, disk, transfer), transfer.offset, f"{disk} {transfer}", tag)
+            check_equal(
+                data, _read(guest, disk, transfer), transfer.offset, f"{disk} {transfer}", tag
+            )
             raise GuestError(
                 f"{disk} hashed wrong and then read right",
                 seen=result.stdout,

@@ -11,14 +11,14 @@ import struct
 import sys
 
 
-def main():
+def main() -> None:
     interface, destination, payload = sys.argv[1:4]
     sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sender.bind((interface, 0))
     source = sender.getsockname()[4]
     data = bytes.fromhex(payload)
     head = bytes.fromhex(destination.replace(":", "")) + source + b"\x88\xb5"
-    print("sending", flush=True)
+    print("ready", flush=True)
     number = 0
     while True:
         for _ in range(64):
@@ -32,4 +32,5 @@ def main():
             return
 
 
-main()
+if __name__ == "__main__":
+    main()

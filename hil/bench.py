@@ -1,0 +1,351 @@
+"""A lab at work: live hosts, devices that can be reserved and returned, guests that are shared.
+
+The inventory (:mod:`hil.lab.models`) says what a lab should have; a :class:`Bench` is what
+is there.  It owns each change made to a host for a test, and takes all of them back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hil import events
+from hil.deadline import Deadline
+from hil.errors import HilError, InventoryError
+from hil.guests.guest import Guest, GuestState
+from hil.guests.os import guest_os
+from hil.lab.models import LabKind
+from hil.pci.address import Address
+from hil.platforms.contract import Function, GuestSpec, HostFacts, Platform, Reservation
+
+GUEST_MEMORY = 256 << 20
+
+
+@dataclass(eq=False)
+class BenchHost:
+    """A live host.
+
+    ``pace`` is how much slower than hardware it is; every limit is multiplied by it.
+    """
+
+    name: str
+    platform: Platform
+    pace: float = 1.0
+    danger: int = 1
+
+    def limit(self, seconds: float, what: str) -> Deadline:
+        """A deadline of this host's pace."""
+        return Deadline(seconds * self.pace, f"{what} on {self.name}")
+
+    def facts(self) -> HostFacts:
+        """What the host is."""
+        return self.platform.facts(self.limit(20, "the facts"))
+
+    def functions(self) -> tuple[Function, ...]:
+        """All PCI functions of the host now."""
+        return self.platform.functions(self.limit(30, "the list of functions"))
+
+    def reserve(self, address: Address) -> Reservation:
+        """Take one function from the host's driver; for tests of what is refused."""
+        return self.platform.reserve([address], self.limit(30, f"the reservation of {address}"))
+
+
+@dataclass(eq=False)
+class Peer:
+    """The far end of a NIC's cable: an interface that stays with a host."""
+
+    host: BenchHost
+    interface: str
+    address: str
+    """IPv4 address that suites give it, ``198.18.N.1`` (RFC 2544)."""
+
+    def address_for(self, index: int) -> str:
+        """An address on the same link for the ``index``-th guest, with its prefix length."""
+        return f"{self.address.rpartition('.')[0]}.{10 + index}/24"
+
+
+@dataclass(eq=False)
+class BenchDevice:
+    """An inventory's device, or a virtual function of one, as it is now.
+
+    ``functions`` are the addresses that travel together; the first is the one that tests
+    look at.
+    """
+
+    name: str
+    kind: str
+    host: BenchHost
+    functions: tuple[Address, ...]
+    peer: Peer | None = None
+    vfs: int = 0
+    parent: BenchDevice | None = None
+    reservation: Reservation | None = field(default=None, init=False)
+
+    @property
+    def address(self) -> Address:
+        """Its first function's address on the host."""
+        return self.functions[0]
+
+    @property
+    def requester_id(self) -> int:
+        """Of its first function."""
+        return self.address.requester_id
+
+    def look(self) -> Function:
+        """Its first function now."""
+        return self.host.platform.function(self.address, self.host.limit(20, f"a look at {self}"))
+
+    def look_at_all(self) -> tuple[Function, ...]:
+        """All its functions now."""
+        deadline = self.host.limit(20, f"a look at {self}")
+        return tuple(self.host.platform.function(a, deadline) for a in self.functions)
+
+    def reserve(self) -> None:
+        """Take it from the host's driver; nothing happens if that is done already."""
+        if self.reservation is None:
+            self.reservation = self.host.platform.reserve(
+                self.functions, self.host.limit(30, f"the reservation of {self}")
+            )
+            events.emit(events.PhaseReached(self.name, "reserved"))
+
+    def give_back(self) -> None:
+        """Return it to the host's driver; nothing happens if that is done already."""
+        if self.reservation is not None:
+            self.host.platform.give_back(
+                self.reservation, self.host.limit(60, f"the return of {self}")
+            )
+            self.reservation = None
+            events.emit(events.PhaseReached(self.name, "returned"))
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.address})"
+
+
+class GuestPool:
+    """Guests of one bench: made, shared between tests, and always destroyed.
+
+    A shared guest is kept for the next test that asks for the same devices.  Whoever needs a
+    device that another guest holds gets that guest destroyed first.
+    """
+
+    def __init__(self, image: str, os: str = "linux") -> None:
+        self.image = image
+        self._os = os
+        self._numbers = itertools.count(1)
+        self._guests: list[Guest] = []
+        self._shared: dict[tuple[str, ...], Guest] = {}
+        self._holders: dict[Guest, tuple[BenchDevice, ...]] = {}
+        self.make_free: Callable[[BenchDevice], None] = self.release
+        """Makes a device free to be passed; a bench takes its VFs away too."""
+
+    def shared(self, *devices: BenchDevice, host: BenchHost | None = None) -> Guest:
+        """A ready guest with exactly these devices, the one of the test before if it is well."""
+        key = (_host_of(devices, host).name, *(device.name for device in devices))
+        guest = self._shared.get(key)
+        if guest is not None and self._is_well(guest):
+            return guest
+        self._shared[key] = guest = self.fresh(*devices, host=host)
+        return guest
+
+    def fresh(
+        self, *devices: BenchDevice, host: BenchHost | None = None, memory: int = GUEST_MEMORY
+    ) -> Guest:
+        """A ready guest that no test has used."""
+        guest = self.prepare(*devices, host=host, memory=memory)
+        try:
+            return guest.boot()
+        except HilError:
+            guest.destroy()
+            raise
+
+    def prepare(
+        self, *devices: BenchDevice, host: BenchHost | None = None, memory: int = GUEST_MEMORY
+    ) -> Guest:
+        """A guest with its devices assigned, its first instruction not yet run."""
+        where = _host_of(devices, host)
+        for device in devices:
+            self.make_free(device)
+            device.reserve()
+        spec = GuestSpec(
+            name=self._name(devices),
+            image=self.image,
+            memory=memory,
+            devices=tuple(address for device in devices for address in device.functions),
+        )
+        machine = where.platform.create_guest(spec, where.limit(60, f"guest {spec.name}"))
+        guest = Guest(machine, guest_os(self._os), pace=where.pace, on_destroy=self._forget)
+        self._guests.append(guest)
+        self._holders[guest] = devices
+        return guest
+
+    def release(self, device: BenchDevice) -> None:
+        """Destroy whatever guest holds the device."""
+        for guest in [g for g, held in self._holders.items() if device in held]:
+            guest.destroy()
+
+    def give_back(self, device: BenchDevice) -> None:
+        """Destroy whatever guest holds the device and return it to the host."""
+        self.release(device)
+        device.give_back()
+
+    def drop(self, guest: Guest) -> None:
+        """Never share this guest again: a test failed with it."""
+        if guest.state is not GuestState.DESTROYED:
+            guest.destroy()
+
+    @property
+    def living(self) -> tuple[Guest, ...]:
+        """Guests not yet destroyed, oldest first."""
+        return tuple(self._guests)
+
+    def close(self) -> None:
+        """Destroy every guest, each one tried whatever the others did."""
+        failures = []
+        for guest in reversed(self.living):
+            try:
+                guest.destroy()
+            except HilError as error:
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup("guests could not be destroyed", failures)
+
+    def _forget(self, guest: Guest) -> None:
+        self._holders.pop(guest, None)
+        if guest in self._guests:
+            self._guests.remove(guest)
+        for key in [k for k, g in self._shared.items() if g is guest]:
+            del self._shared[key]
+
+    def _is_well(self, guest: Guest) -> bool:
+        """Ready, silent about trouble, and its shell answers; else it is destroyed."""
+        if guest.state is GuestState.READY:
+            try:
+                guest.run(["true"], seconds=10).check()
+            except HilError:
+                pass
+            else:
+                return True
+        guest.destroy()
+        return False
+
+    def _name(self, devices: Sequence[BenchDevice]) -> str:
+        names = "-".join(device.name for device in devices) or "plain"
+        return f"{names[:30]}-{next(self._numbers)}"
+
+
+def _host_of(devices: Sequence[BenchDevice], host: BenchHost | None) -> BenchHost:
+    hosts = {device.host for device in devices} | ({host} if host else set())
+    if len(hosts) != 1:
+        raise InventoryError("the devices of one guest must be on one host")
+    return hosts.pop()
+
+
+class Bench:
+    """All that is live of a lab.
+
+    Args:
+        closer: called last by :meth:`close`; ends what brought the hosts up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: LabKind,
+        hosts: Mapping[str, BenchHost],
+        devices: Mapping[str, BenchDevice],
+        *,
+        image: str = "linux",
+        closer: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.hosts = hosts
+        self.devices = devices
+        self.guests = GuestPool(image)
+        self.guests.make_free = self._make_free
+        self._closer = closer
+        self._vfs: dict[str, tuple[BenchDevice, ...]] = {}
+
+    @property
+    def host(self) -> BenchHost:
+        """The only or the first host."""
+        return next(iter(self.hosts.values()))
+
+    def device(self, name: str) -> BenchDevice:
+        """A device by its inventory name."""
+        try:
+            return self.devices[name]
+        except KeyError:
+            raise InventoryError(
+                f"lab {self.name} has no device {name!r}",
+                hint=f"it has: {', '.join(self.devices) or 'none'}",
+            ) from None
+
+    def _make_free(self, device: BenchDevice) -> None:
+        self.guests.release(device)
+        self.remove_vfs(device)
+
+    def make_vfs(self, device: BenchDevice, count: int) -> tuple[BenchDevice, ...]:
+        """Virtual functions of a PF that is on the host, each a device of its own."""
+        if self._vfs.get(device.name):
+            if len(self._vfs[device.name]) == count:
+                return self._vfs[device.name]
+            self.remove_vfs(device)
+        self.guests.give_back(device)
+        addresses = device.host.platform.create_vfs(
+            device.address, count, device.host.limit(30, f"the VFs of {device}")
+        )
+        self._vfs[device.name] = tuple(
+            BenchDevice(
+                f"{device.name}.vf{index}",
+                device.kind,
+                device.host,
+                (address,),
+                peer=device.peer,
+                parent=device,
+            )
+            for index, address in enumerate(addresses)
+        )
+        return self._vfs[device.name]
+
+    def remove_vfs(self, device: BenchDevice) -> None:
+        """Take the VFs away again; their guests are destroyed first."""
+        for vf in self._vfs.get(device.name, ()):
+            self.guests.give_back(vf)
+        if self._vfs.pop(device.name, None):
+            device.host.platform.remove_vfs(
+                device.address, device.host.limit(30, f"the end of the VFs of {device}")
+            )
+
+    @contextlib.contextmanager
+    def vfs(self, device: BenchDevice, count: int) -> Iterator[tuple[BenchDevice, ...]]:
+        """VFs for the length of a block."""
+        made = self.make_vfs(device, count)
+        try:
+            yield made
+        finally:
+            self.remove_vfs(device)
+
+    def settle(self) -> None:
+        """Destroy every guest, take every VF away, return every device."""
+        failures: list[Exception] = []
+        steps: list[Callable[[], None]] = [self.guests.close]
+        for name in list(self._vfs):
+            steps.append(lambda name=name: self.remove_vfs(self.device(name)))  # type: ignore[misc]
+        steps += [device.give_back for device in self.devices.values()]
+        for act in steps:
+            try:
+                act()
+            except (HilError, ExceptionGroup) as error:
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup("the lab could not be put back as it was", failures)
+
+    def close(self) -> None:
+        """Put all back and end what brought the hosts up, whatever fails on the way."""
+        try:
+            self.settle()
+        finally:
+            self._closer()

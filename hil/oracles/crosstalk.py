@@ -1,0 +1,55 @@
+"""Two guests, two devices: do the bytes of one ever show in the other?"""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from hil.bench import BenchDevice
+from hil.errors import ProductError
+from hil.guests.guest import Guest
+from hil.probes import nic
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two guests and the device that each has."""
+
+    guests: tuple[Guest, Guest]
+    devices: tuple[BenchDevice, BenchDevice]
+
+
+def check_separate(pair: Pair, *, leak: bool = False) -> None:
+    """Both guests echo at once, each with a tag of its own in every packet.
+
+    Afterwards each guest's memory, searched from the hypervisor's side, holds its own tag
+    (so the search works) and nowhere the other's.  ``leak`` puts the second guest's tag
+    into the first one's memory: the control.
+
+    Raises:
+        ProductError: packets were lost or changed, or a tag stands where it should not.
+    """
+    tags = [f"T{secrets.token_hex(5)}" for _ in pair.guests]
+    peers = [
+        nic.join(g, d, i) for i, (g, d) in enumerate(zip(pair.guests, pair.devices, strict=True))
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(nic.echo, guest, peer, sizes=nic.SIZES[-4:], tag=tag)
+            for guest, peer, tag in zip(pair.guests, peers, tags, strict=True)
+        ]
+        for job in jobs:
+            job.result()
+    if leak:
+        pair.guests[0].run(["sh", "-c", "cat > /dev/shm/leak"], stdin=tags[1].encode() * 64).check()
+    for guest, own, foreign in zip(pair.guests, tags, reversed(tags), strict=True):
+        deadline = guest.limit(40, "the search of its memory")
+        if not guest.machine.search_physical(own, deadline):
+            raise ProductError(f"the memory of guest {guest.name} does not hold its own tag {own}")
+        places = guest.machine.search_physical(foreign, deadline)
+        if places:
+            raise ProductError(
+                f"guest {guest.name} holds bytes of the other guest",
+                seen=f"tag {foreign} at {', '.join(hex(p) for p in places[:10])}",
+            )

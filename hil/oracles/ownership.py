@@ -1,0 +1,40 @@
+"""Does the right side have the device, and does it work there?"""
+
+from __future__ import annotations
+
+from hil.bench import BenchDevice
+from hil.errors import GuestError, ProductError
+from hil.guests.guest import Guest
+from hil.probes import host_io
+
+
+def check_guest_sees(guest: Guest, device: BenchDevice) -> None:
+    """In the guest stands a function with the ids that the host knows."""
+    seen = guest.seen(device.address)
+    config = device.look().config
+    if (seen.vendor, seen.device) != (config.vendor, config.device):
+        raise ProductError(
+            f"guest {guest.name} sees {seen.vendor:04x}:{seen.device:04x} "
+            f"where {config.vendor:04x}:{config.device:04x} was passed"
+        )
+
+
+def check_back_on_host(device: BenchDevice, driver: str | None) -> None:
+    """The host's driver has it again, and it does I/O there.
+
+    ``driver``: the one it had before; ``None`` for a device that the host has none for.
+    """
+    function = device.look()
+    if function.driver != driver:
+        raise ProductError(
+            f"{device} is bound to {function.driver or 'no driver'} after its return, "
+            f"not to {driver or 'no driver'}"
+        )
+    host_io.check(device)
+
+
+def check_unharmed(guest: Guest) -> None:
+    """The guest still runs, and its shell answers."""
+    answer = guest.run(["echo", "alive"])
+    if answer.stdout.strip() != "alive":
+        raise GuestError(f"guest {guest.name} answers {answer.stdout!r}")

@@ -1,0 +1,95 @@
+"""Can this device be passed at all?  Looked at before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hil.errors import ProductError
+from hil.pci.reset import reset_facts
+from hil.platforms.contract import Function, HostFacts
+
+PAGE = 4096
+
+
+def check_iommu(facts: HostFacts) -> None:
+    """PF1: firmware describes an IOMMU (DMAR or IVRS) and the kernel uses it."""
+    if facts.iommu == "none":
+        raise ProductError(
+            "the firmware has neither a DMAR nor an IVRS table: no IOMMU",
+            hint="switch on VT-d or AMD-Vi in the firmware",
+        )
+    if not facts.iommu_enabled:
+        raise ProductError(
+            f"the firmware describes {facts.iommu}, but the kernel does not use it",
+            seen=facts.extra.get("cmdline", ""),
+            hint="on Linux with VT-d, boot with intel_iommu=on",
+        )
+
+
+def check_interrupts(function: Function) -> None:
+    """PF4: a hypervisor needs MSI or MSI-X to forward its interrupts."""
+    if function.config.msi is None and function.config.msix is None:
+        raise ProductError(
+            f"{function.address} has neither MSI nor MSI-X",
+            hint="bhyve refuses such a function: failed to initialize MSI",
+        )
+
+
+def check_bars(function: Function) -> None:
+    """PF5: every memory BAR covers whole pages, or it cannot be mapped for a guest."""
+    wrong = [
+        f"BAR{bar.index}: address {bar.address:#x}, size {bar.size:#x}"
+        for bar in function.bars
+        if bar.memory and (bar.size % PAGE or bar.address % PAGE)
+    ]
+    if wrong:
+        raise ProductError(
+            f"memory BARs of {function.address} are not page aligned", seen="\n".join(wrong)
+        )
+
+
+def check_reset(function: Function) -> None:
+    """PF7: the function promises a reset of its own between two owners.
+
+    A bus reset is none: it is not the function's, and most hypervisors do not use it.
+    """
+    facts = reset_facts(function.config)
+    if not facts.methods:
+        raise ProductError(
+            f"{function.address} has no reset of its own (no FLR, no D3 that resets)",
+            seen=f"{facts}\nplatform: {' '.join(function.reset_methods) or 'none'}",
+            hint="its state, and DMA under way, survive from one guest to the next",
+        )
+
+
+def check_whole(chosen: Iterable[Function], everything: Iterable[Function]) -> None:
+    """PF8: no function of the same card, and none of the same group, is left out."""
+    chosen = tuple(chosen)
+    names = {function.address for function in chosen}
+    for function in chosen:
+        for other in everything:
+            if other.address in names or other.config.header_type != 0:
+                continue
+            if other.physical_function is not None:
+                continue
+            same_card = (
+                other.address.domain == function.address.domain
+                and other.address.bus == function.address.bus
+                and other.address.device == function.address.device
+            )
+            same_group = other.group is not None and other.group == function.group
+            if same_card or same_group:
+                raise ProductError(
+                    f"{other.address} travels with {function.address} but is left on the host",
+                    seen=f"same {'card' if same_card else 'IOMMU group'}",
+                    hint="name all functions of the card in the inventory's device",
+                )
+
+
+def check_free(function: Function) -> None:
+    """PF11: the host itself does not need the function."""
+    if function.in_use_as:
+        raise ProductError(
+            f"{function.address} is the host's {function.in_use_as}",
+            hint="name another device in the inventory",
+        )

@@ -1,0 +1,128 @@
+"""Did a reset reset, and is a function quiet while nobody owns it?"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from hil.bench import BenchDevice
+from hil.errors import LabError, ProductError
+from hil.pci.config import ConfigSpace
+from hil.pci.reset import defaults_after_reset
+from hil.probes.registers import Registers, Sentinel, sentinel_of
+
+#: PCIe 6.6.2: software waits this long after starting an FLR before it goes on.
+FLR_WAIT = 0.1
+#: PCIe 6.6.1: a function answers configuration requests within one second of a reset.
+READY = 1.0
+#: Offset of the COMMAND register, and its bus master bit (PCIe 7.5.1.1.3).
+COMMAND, BUS_MASTER = 4, 0x4
+
+
+def sentinel(device: BenchDevice) -> Sentinel | None:
+    """The device's sentinel register, if one is known."""
+    config = device.look().config
+    return sentinel_of(config.vendor, config.device)
+
+
+def plant(device: BenchDevice) -> Sentinel:
+    """Write the sentinel on the host; the device must be reserved.
+
+    Raises:
+        LabError: the register does not hold the value, so it could prove nothing.
+    """
+    mark = sentinel(device)
+    if mark is None:
+        raise LabError(f"no sentinel register is known for {device}")
+    registers = Registers(device.host.platform.transport, device.address)
+    back = registers.write(mark, device.host.limit(20, f"register {mark.name}"))
+    if back != mark.value:
+        raise LabError(f"{mark.name} of {device} reads {back:#x} after {mark.value:#x} was written")
+    return mark
+
+
+def check_gone(device: BenchDevice, mark: Sentinel) -> int:
+    """The sentinel's register holds something else now.  Returns its value.
+
+    Raises:
+        ProductError: the state of before has survived.
+    """
+    registers = Registers(device.host.platform.transport, device.address)
+    value = registers.read(mark, device.host.limit(20, f"register {mark.name}"))
+    if value == mark.value:
+        raise ProductError(
+            f"{mark.name} of {device} still holds {value:#x}: its state survived the reset",
+            seen=f"reset methods: {' '.join(device.look().reset_methods) or 'none'}",
+        )
+    if value == (1 << (8 * mark.width)) - 1:
+        raise ProductError(f"{device} reads all ones after the reset: it has not come back")
+    return value
+
+
+def check_quiet(config: ConfigSpace, what: str) -> None:
+    """The function can neither master the bus nor interrupt; all is at its defaults.
+
+    Raises:
+        ProductError: with each register that is not.
+    """
+    complaints = defaults_after_reset(config, bars_restored=True)
+    complaints = tuple(c for c in complaints if not c.startswith("power state"))
+    if complaints:
+        raise ProductError(f"{what} is not quiet", seen="\n".join(complaints))
+
+
+def timed_reset(device: BenchDevice) -> float:
+    """Reset the function and return how long the platform took, in seconds.
+
+    Raises:
+        ProductError: the function does not answer a second later, or has transactions
+            pending.
+    """
+    platform = device.host.platform
+    begin = time.monotonic()
+    platform.reset(device.address, device.host.limit(20, f"the reset of {device}"))
+    took = time.monotonic() - begin
+    config = platform.read_config(device.address, device.host.limit(READY, f"{device} after reset"))
+    if config.absent:
+        raise ProductError(f"{device} reads all ones after its reset")
+    if config.pcie is not None and config.pcie.transactions_pending:
+        raise ProductError(f"{device} has transactions pending after its reset")
+    return took
+
+
+def check_no_bus_mastering(device: BenchDevice) -> None:
+    """None of the device's functions may master the bus.
+
+    Raises:
+        ProductError: one may: DMA of its last owner could go on.
+    """
+    for function in device.look_at_all():
+        if function.config.command & BUS_MASTER:
+            raise ProductError(
+                f"bus mastering is on at {function.address} while nobody owns it",
+                seen=f"COMMAND {function.config.command:#06x}, driver {function.driver}",
+            )
+
+
+@contextlib.contextmanager
+def bus_mastering(device: BenchDevice) -> Iterator[None]:
+    """Switch it on at the first function for the length of a block: for controls."""
+    platform = device.host.platform
+    deadline = device.host.limit(20, f"COMMAND of {device}")
+    command = platform.read_config(device.address, deadline).command
+
+    def write(value: int) -> None:
+        platform.write_config(device.address, COMMAND, value.to_bytes(2, "little"), deadline)
+
+    write(command | BUS_MASTER)
+    try:
+        yield
+    finally:
+        write(command)
+
+
+def d3_reset(device: BenchDevice) -> None:
+    """Reset by way of D3hot, which is what a platform falls back to without FLR."""
+    platform = device.host.platform
+    platform.reset(device.address, device.host.limit(20, f"the reset of {device}"), method="pm")

@@ -1,0 +1,72 @@
+"""Read and write a function's registers without a driver and without resetting it.
+
+Used on the lab host on a reserved function, by sysfs ``resourceN`` (mmap), and in guests.
+The values written are *sentinels*: registers that software may write, that mean nothing while
+the device is idle, and that a reset returns to another value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+from hil.deadline import Deadline
+from hil.errors import LabError
+from hil.pci.address import Address
+from hil.transport.base import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinel:
+    """A register for the purpose.  ``width`` in bytes; ``source`` is its specification."""
+
+    bar: int
+    offset: int
+    width: int
+    value: int
+    name: str
+    source: str
+
+
+#: By ``vendor:device``.
+SENTINELS: dict[str, Sentinel] = {
+    "8086:10c9": Sentinel(0, 0x5478, 4, 0x5AC3_0FF1, "RAL[15]", "82576 datasheet 8.10.17"),
+    "8086:10ca": Sentinel(0, 0x2800, 4, 0x5AC3_0F80, "VFRDBAL[0]", "82576 datasheet 8.27"),
+    "8086:10d3": Sentinel(0, 0x5478, 4, 0x5AC3_0FF1, "RAL[15]", "82574 datasheet 10.2.5.24"),
+    "1b36:0010": Sentinel(0, 0x24, 4, 0x001F_001F, "AQA", "NVMe base specification 3.1.3.8"),
+    "1234:11e8": Sentinel(0, 0x80, 8, 0x5AC3_0FF1_0000, "DMA source", "QEMU docs/specs/edu.rst"),
+}
+
+
+def sentinel_of(vendor: int, device: int) -> Sentinel | None:
+    """The sentinel register of a kind of device, if one is known."""
+    return SENTINELS.get(f"{vendor:04x}:{device:04x}")
+
+
+class Registers:
+    """Registers of a function on a Linux system that has Python 3."""
+
+    def __init__(self, transport: Transport, address: Address) -> None:
+        self._transport = transport
+        self._address = address
+        self._code = files("hil.probes.remote").joinpath("on_registers.py").read_text("utf-8")
+
+    def read(self, sentinel: Sentinel, deadline: Deadline) -> int:
+        """The register's value; memory decoding is switched on for the moment."""
+        return self._run(sentinel, [], deadline)
+
+    def write(self, sentinel: Sentinel, deadline: Deadline) -> int:
+        """Write the sentinel's value and return what is read back."""
+        return self._run(sentinel, [str(sentinel.value)], deadline)
+
+    def _run(self, sentinel: Sentinel, more: list[str], deadline: Deadline) -> int:
+        arguments = [str(self._address), sentinel.bar, sentinel.offset, sentinel.width, *more]
+        command = ["python3", "-c", self._code, *map(str, arguments)]
+        result = self._transport.run(command, deadline=deadline)
+        if result.status != 0:
+            raise LabError(
+                f"register {sentinel.name} of {self._address} cannot be reached",
+                host=self._transport.name,
+                seen=result.stderr[-1000:],
+            )
+        return int(result.stdout)

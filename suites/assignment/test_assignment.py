@@ -1,0 +1,67 @@
+"""Reserve, pass, return: who has the device, and does it work there?"""
+
+from __future__ import annotations
+
+import pytest
+
+from hil.bench import Bench, BenchDevice, GuestPool
+from hil.errors import ProductError
+from hil.guests.guest import Guest
+from hil.oracles import leftovers, ownership, race
+
+
+@pytest.mark.catalogue("AS1", bugs=[2, 10])
+@pytest.mark.danger(0)
+@pytest.mark.needs
+def test_a_device_goes_to_a_guest_and_comes_back_working(
+    device: BenchDevice, guests: GuestPool
+) -> None:
+    guests.give_back(device)
+    driver = device.look().driver
+    guest = guests.shared(device)
+    ownership.check_guest_sees(guest, device)
+    guests.give_back(device)
+    ownership.check_back_on_host(device, driver)
+
+
+@pytest.mark.catalogue("AS3")
+@pytest.mark.danger(0)
+@pytest.mark.needs(device=["nic", "nvme", "edu"])
+def test_a_passed_device_refuses_to_be_returned(device: BenchDevice, guest: Guest) -> None:
+    with pytest.raises(ProductError, match="held by a guest"):
+        device.give_back()
+    ownership.check_guest_sees(guest, device)
+
+
+@pytest.mark.catalogue("AS4")
+@pytest.mark.danger(1)
+@pytest.mark.needs(device=["nic", "nvme", "edu"])
+def test_bind_cycles_leave_nothing_behind(
+    device: BenchDevice, guests: GuestPool, cycles: int
+) -> None:
+    guests.give_back(device)
+    driver = device.look().driver
+    with leftovers.none_expected(device.host):
+        for _ in range(cycles):
+            device.reserve()
+            assert device.look().reserved
+            device.give_back()
+    ownership.check_back_on_host(device, driver)
+
+
+@pytest.mark.catalogue("AS5", bugs=[27])
+@pytest.mark.danger(0)
+@pytest.mark.needs(device="edu")
+def test_of_two_guests_that_race_for_a_device_one_wins(device: BenchDevice, lab: Bench) -> None:
+    lab.guests.release(device)
+    device.reserve()
+    outcome = race.two_guests(lab, device)
+    race.check_one_won(outcome)
+
+
+@pytest.mark.catalogue("AS5")
+@pytest.mark.danger(0)
+def test_control_two_guests_without_a_device_both_win(lab: Bench) -> None:
+    outcome = race.two_guests(lab, None)
+    with pytest.raises(ProductError, match="2 guests"):
+        race.check_one_won(outcome)
