@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
@@ -23,10 +23,12 @@ from hil.deadline import Deadline
 from hil.errors import Fault, HilError, InventoryError
 
 if TYPE_CHECKING:
+    import pytest
     from rich.console import Console
 
     from hil.doctor import Check
     from hil.lab.lock import Holder
+    from hil.lab.models import Lab
     from hil.platforms.contract import Function
 
 P = ParamSpec("P")
@@ -190,12 +192,14 @@ def run(
         float | None,
         typer.Option(min=0, metavar="SECONDS", help="How long canaries are watched."),
     ] = None,
+    wait: WaitOption = 600,
 ) -> int:
     """Run suites on a lab and write a report."""
     from hil.lab.load import load
 
     inventory = load(lab)
     options = [f"--hil-lab={lab}", f"--hil-report={report_dir}", f"--hil-danger={danger}"]
+    options.append(f"--hil-wait={wait}")
     if cycles is not None:
         options.append(f"--hil-cycles={cycles}")
     if watch is not None:
@@ -238,10 +242,12 @@ class _Watcher:
         self.directory: Path | None = None
         self.interrupted = False
 
-    def pytest_keyboard_interrupt(self) -> None:
-        self.interrupted = True
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # pytest calls it "interrupted" too when a file of tests cannot be imported.
+        if excinfo.typename == "KeyboardInterrupt":
+            self.interrupted = True
 
-    def pytest_unconfigure(self, config: Any) -> None:
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
         if directory := getattr(config.option, "hil_run_directory", None):
             self.directory = Path(directory)
 
@@ -400,7 +406,7 @@ def doctor(lab: LabOption = "emulated", as_json: JsonOption = False) -> int:
     return 0 if healthy else 1
 
 
-def _examine(inventory: Any, name: str) -> list[Check]:
+def _examine(inventory: Lab, name: str) -> list[Check]:
     from hil.doctor import Check, State, linux_host
     from hil.lab.live import connect
 
@@ -441,3 +447,7 @@ def _print_checks(checks: Sequence[Check]) -> None:
             name = check.name if check.needed else f"{check.name} (optional)"
             table.add_row(f"  {name}", Text(check.state, style=colour), text)
         console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

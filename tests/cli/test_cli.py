@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hil
+from hil import cli
+from hil.errors import GuestError, HilError, InventoryError, LabError, ProductError
+
+RIGHT = """
+[lab]
+name = "here"
+kind = "physical"
+[hosts.alpha]
+platform = "linux-vfio"
+transport = "local"
+"""
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HIL_LOCK_DIR", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "100")
+    (tmp_path / "here.toml").write_text(RIGHT)
+    return tmp_path / "here.toml"
+
+
+def test_alone_it_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main([])
+    text = "".join(capsys.readouterr())
+    for command in ("run", "doctor", "devices", "lab", "report"):
+        assert re.search(rf"\b{command}\b", text)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hil {hil.__version__}\n"
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    assert cli.main(["frobnicate"]) == 2
+    assert cli.main(["run", "--danger", "4"]) == 2
+
+
+@pytest.mark.parametrize("error", [ProductError, GuestError, LabError, InventoryError])
+def test_an_error_is_explained_and_is_the_exit_code(
+    error: type[HilError], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: str) -> None:
+        raise error("it is wrong", seen="a\x1b[31mb [bold]", hint="mend it")
+
+    monkeypatch.setattr("hil.lab.load.load", fail)
+    assert cli.main(["doctor"]) == error.exit_code
+    err = capsys.readouterr().err
+    assert err.splitlines() == ["hil: it is wrong", "  seen:    ab [bold]", "  next:    mend it"]
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> None:
+        raise LabError("it is wrong")
+
+    monkeypatch.setattr("hil.lab.load.load", fail)
+    with pytest.raises(LabError):
+        cli.main(["--debug", "doctor"])
+    assert cli.main(["doctor"]) == 4
+
+
+def test_a_fault_of_hil_itself_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hil.lab.load.load", lambda _: 1 // 0)
+    assert cli.main(["doctor"]) == 70
+    err = capsys.readouterr().err
+    assert "internal error: ZeroDivisionError" in err
+    assert "Traceback" not in err
+
+
+def test_a_wrong_inventory_has_all_its_mistakes_shown(
+    lab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.write_text(RIGHT.replace("platform", "platfrom").replace("physical", "real"))
+    assert cli.main(["doctor", "--lab", str(lab)]) == 5
+    err = capsys.readouterr().err
+    assert "did you mean 'platform'?" in err
+    assert "lab.kind: should be" in err
+
+
+# ---- run ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pytest_arguments(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    seen: list[list[str]] = []
+
+    def run(arguments: list[str], plugins: object) -> int:
+        seen.append(arguments)
+        return 0
+
+    monkeypatch.setattr(pytest, "main", run)
+    return seen
+
+
+def test_run_hands_its_options_to_the_plugin(lab: Path, pytest_arguments: list[list[str]]) -> None:
+    options = ["--report-dir=r", "--danger=1", "--cycles=9", "--watch=60", "--wait=5"]
+    ours = ["-k", "x or y", "--", "z"]
+    code = cli.main(["run", "dma", f"--lab={lab}", *options, "reset", "--", *ours])
+    assert code == 0
+    suites = Path(hil.__file__).parents[1] / "suites"
+    assert pytest_arguments == [
+        [
+            *(f"--hil-lab={lab}", "--hil-report=r", "--hil-danger=1", "--hil-wait=5.0"),
+            *("--hil-cycles=9", "--hil-watch=60.0"),
+            *("-k", "x or y", "--", "z"),
+            *(str(suites / "dma"), str(suites / "reset")),
+        ]
+    ]
+
+
+def test_run_alone_runs_all_suites_on_the_emulated_lab(
+    pytest_arguments: list[list[str]],
+) -> None:
+    assert cli.main(["run"]) == 0
+    assert "--hil-lab=emulated" in pytest_arguments[0]
+    assert pytest_arguments[0][-1] == str(cli.suites_folder())
+
+
+def test_an_unknown_suite_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "rest"]) == 5
+    err = capsys.readouterr().err
+    assert "there is no suite 'rest'; did you mean 'reset'?" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("def test_it(): pass\n", 0),
+        ("def test_it(): assert False\n", 1),
+        ("def test_it(\n", 1),
+        ("", 5),
+    ],
+)
+def test_the_exit_code_of_a_run_of_ones_own_tests(lab: Path, text: str, code: int) -> None:
+    (lab.parent / "test_own.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "hil.cli", "run", f"--lab={lab}", "test_own.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "which is physical" in done.stderr
+
+
+def test_pytests_usage_error_is_one() -> None:
+    assert cli.main(["run", "--", "--no-such-option"]) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_cleans_up_and_says_so(lab: Path, number: signal.Signals) -> None:
+    (lab.parent / "test_own.py").write_text(
+        "import pytest, pathlib, threading\n"
+        "@pytest.fixture\n"
+        "def thing():\n"
+        "    yield\n"
+        "    pathlib.Path('cleaned').touch()\n"
+        "def test_it(thing):\n"
+        "    print('begun', flush=True)\n"
+        "    threading.Event().wait(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "hil.cli", "run", f"--lab={lab}", "test_own.py", "--", "-s"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "begun" in line:
+                break
+        process.send_signal(number)
+        rest = process.stdout.read()
+        assert process.wait(60) == 130, rest
+    assert (lab.parent / "cleaned").exists()
+
+
+@pytest.mark.parametrize(
+    ("faults", "code"),
+    [
+        (["product", "lab"], 1),
+        (["test", "guest"], 1),
+        (["guest", "lab"], 3),
+        (["lab", "inventory", ""], 4),
+        (["inventory"], 5),
+        ([], 1),
+    ],
+)
+def test_whose_fault_it_was_is_the_exit_code(tmp_path: Path, faults: list[str], code: int) -> None:
+    from hil.reporting.outcome import Outcome, Status
+    from hil.reporting.run import Run
+
+    run = Run.create(tmp_path, "lab")
+    for fault in faults:
+        run.add(Outcome("t", Status.BROKEN, 0, "emulated", fault=fault))
+    assert cli._by_fault(run.directory) == code
+
+
+# ---- doctor, devices, report ------------------------------------------------------------
+
+
+def test_doctor_prints_json_and_its_status_follows(
+    lab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main(["doctor", "--json", "--lab", str(lab)])
+    report = json.loads(capsys.readouterr().out)
+    assert code == (0 if report["ok"] else 1)
+    assert {check["where"] for check in report["checks"]} == {"this machine", "alpha"}
+    bad = [c for c in report["checks"] if c["needed"] and c["state"] == "not found"]
+    assert report["ok"] is not bool(bad)
+
+
+def test_doctor_goes_on_where_a_host_does_not_answer(
+    lab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = '[hosts.beta]\nplatform="linux-vfio"\naddress="127.0.0.1"\nkey_file="none"\n'
+    more += '[hosts.gamma]\nplatform="freebsd-bhyve"\naddress="127.0.0.1"\n'
+    lab.write_text(RIGHT + more)
+    assert cli.main(["doctor", "--lab", str(lab)]) == 1
+    out = capsys.readouterr().out
+    assert "vfio-pci" in out
+    assert re.search(r"answers +not found", out)
+    assert re.search(r"gamma\n +host +cannot tell", out)
+
+
+def test_the_device_table_and_its_json(
+    lab: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.lab.test_check import config, function
+
+    found = (function("03:00.0", config(serial=7)), function("04:00.0", in_use_as="root disk"))
+    monkeypatch.setattr("hil.platforms.linux.LinuxVfio.functions", lambda *_: found)
+    assert cli.main(["devices", "--lab", str(lab)]) == 0
+    out = capsys.readouterr().out
+    assert "alpha (physical)" in out
+    assert re.search(r"0000:03:00.0 +8086:10c9 .* igb +1 +flr +flr msix", out)
+    assert re.search(r"0000:04:00.0 .* root disk", out)
+    assert cli.main(["devices", "--json", "--lab", str(lab)]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["serial"] for row in rows] == ["0000000000000007", None]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(lab: Path) -> None:
+    script = f"{sys.executable} -m hil.cli doctor --lab {lab} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_report_of_no_run(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "none"]) == 5
+    assert "not the folder of a run" in capsys.readouterr().err
+
+
+def test_report_makes_the_page_of_a_run_anew(
+    lab: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hil.reporting.outcome import Outcome, Status
+    from hil.reporting.run import Run
+
+    run = Run.create(lab.parent / "reports", "lab")
+    run.add(Outcome("a::b", Status.PASSED, 1.0, "emulated"))
+    made: list[Path] = []
+    monkeypatch.setattr("hil.reporting.html.generate", made.append)
+    assert cli.main(["report"]) == 0
+    assert made == [run.directory]
+    assert "1 passed" in capsys.readouterr().out
+    assert json.loads(run.summary.read_text())["counts"]["passed"] == 1
+
+
+def test_the_command_is_quick_to_start() -> None:
+    # What is heavy is imported by the command that needs it.
+    code = "import sys, hil.cli; print([m for m in sys.modules if m in HEAVY])"
+    code = code.replace("HEAVY", repr(["pydantic", "paramiko", "pytest", "rich.table", "pexpect"]))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
