@@ -108,7 +108,7 @@ def test_a_host_that_does_not_answer_is_a_row_not_an_error() -> None:
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "_which", lambda command: shutil.which(command))
+    monkeypatch.setattr(doctor, "_which", shutil.which)
     monkeypatch.setenv("HIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HIL_ALLURE", raising=False)
     return tmp_path
