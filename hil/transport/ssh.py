@@ -245,7 +245,7 @@ class SshTransport:
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(paramiko.ChannelException),
-            wait=tenacity.wait_exponential_jitter(initial=0.02, max=0.5),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
             stop=_stop_at(deadline),
             reraise=True,
         )
@@ -286,6 +286,9 @@ class SshTransport:
             news.set()
         quiet_since = time.monotonic()
         while True:
+            # Asked before the buffers are: what comes after the question is for the next turn.
+            over, closed = channel.eof_received or channel.closed, channel.closed
+            status_known = channel.status_event.is_set() and channel.exit_status >= 0
             busy = False
             if channel.recv_ready():
                 out.add(channel.recv(_CHUNK))
@@ -298,11 +301,11 @@ class SshTransport:
                 quiet_since = now
                 if not deadline.expired:
                     continue
-            status_known = channel.status_event.is_set() and channel.exit_status >= 0
-            over = channel.eof_received or channel.closed
+            if not busy and closed and not channel.eof_received and not self.alive:
+                raise self._broken(out, err, command)  # some of its output may be missing
             if not busy and status_known and (over or now - quiet_since >= _SETTLE):
                 return channel.exit_status
-            if not busy and channel.closed:
+            if not busy and closed and not status_known:
                 raise self._broken(out, err, command)
             if deadline.expired:
                 _kill(channel)
@@ -462,7 +465,7 @@ def _connect(target: _Target, deadline: Deadline) -> paramiko.Transport:
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(may_pass),
-        wait=tenacity.wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.05),
+        wait=tenacity.wait_exponential(multiplier=0.05, max=1.0),
         stop=_stop_at(deadline),
         reraise=True,
     )
@@ -497,6 +500,7 @@ def _attempt(target: _Target, deadline: Deadline, patience: float) -> paramiko.T
             options.key_types = sorted(options.key_types, key=lambda kind: kind not in known)
         try:
             connection.start_client(timeout=_seconds(deadline))
+            shown = connection.get_remote_server_key()
         except (paramiko.SSHException, EOFError, OSError) as error:
             if deadline.expired:
                 raise ConnectError(
@@ -511,7 +515,7 @@ def _attempt(target: _Target, deadline: Deadline, patience: float) -> paramiko.T
                 host=name,
                 seen=str(error) or type(error).__name__,
             ) from error
-        _check_host_key(target, connection.get_remote_server_key(), expected)
+        _check_host_key(target, shown, expected)
         try:
             connection.auth_publickey(target.user, target.key)
         except paramiko.AuthenticationException as error:

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import asyncssh
+from asyncssh.packet import UInt32
 
 T = TypeVar("T")
 
@@ -72,6 +74,14 @@ class SshServer:
     def close(self) -> None:
         self.stop_listening()
         self.drop()
+
+        async def end() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self._call(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()
@@ -98,15 +108,17 @@ class SshServer:
         if command == "refuse-without-status":
             process.channel.close()
             return
-        child = await asyncio.create_subprocess_exec(
-            "/bin/sh",
-            "-c",
-            command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+        child = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
+            bufsize=0,
         )
+        pidfd = os.pidfd_open(child.pid)
+        gone = asyncio.Event()
+        self._loop.add_reader(pidfd, gone.set)
 
         def kill(number: int = signal.SIGHUP) -> None:
             with contextlib.suppress(ProcessLookupError):
@@ -114,19 +126,26 @@ class SshServer:
 
         async def feed() -> None:
             assert child.stdin
+            transport, _ = await self._loop.connect_write_pipe(asyncio.BaseProtocol, child.stdin)
             with contextlib.suppress(OSError, asyncssh.Error):
                 while data := await process.stdin.read(65536):
-                    child.stdin.write(data)
-                    await child.stdin.drain()
-            with contextlib.suppress(OSError):
-                child.stdin.close()
+                    transport.write(data)
+                    while (
+                        transport.get_write_buffer_size() > 1 << 20 and not transport.is_closing()
+                    ):
+                        await asyncio.sleep(0.001)
+            transport.close()
 
-        async def carry(source: asyncio.StreamReader | None, sink: Any) -> None:
-            assert source
+        async def carry(source: IO[bytes] | None, sink: Any) -> None:
+            reader = asyncio.StreamReader()
+            transport, _ = await self._loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), source
+            )
             with contextlib.suppress(OSError, asyncssh.Error):
-                while data := await source.read(65536):
+                while data := await reader.read(65536):
                     sink.write(data)
                     await sink.drain()
+            transport.close()
 
         async def watch() -> None:
             await process.channel.wait_closed()
@@ -138,12 +157,19 @@ class SshServer:
             asyncio.ensure_future(carry(child.stdout, process.stdout)),
             asyncio.ensure_future(carry(child.stderr, process.stderr)),
         ]
-        status = await child.wait()
-        await asyncio.wait(carriers, timeout=0.1 if "&" in command else None)
+        await gone.wait()
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+        status = child.wait()
+        if status >= 0:
+            # As OpenSSH does: the status goes out as the command ends, and the channel
+            # stays open while anybody holds the command's output open.
+            process.channel._send_request(b"exit-status", UInt32(status))
+        await asyncio.wait(carriers)
         for task in (feeder, watcher):
             task.cancel()
         if status >= 0:
-            process.exit(status)
+            process.channel.close()
         else:
             name = signal.Signals(-status).name.removeprefix("SIG")
             process.exit_with_signal(name)
