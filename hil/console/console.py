@@ -155,6 +155,7 @@ class Console:
         given = [patterns] if isinstance(patterns, str | bytes | re.Pattern) else list(patterns)
         compiled: list[Any] = [_compile(pattern) for pattern in given]
         with self._lock:
+            self._raise_panic()
             try:
                 index = self._spawn.expect_list(compiled, timeout=min(deadline.remaining, 1e6))
             except TIMEOUT:

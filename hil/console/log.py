@@ -228,6 +228,8 @@ class ConsoleLog:
         for line in lines:
             if self.kernel_ends_with_cr and not line.endswith(b"\r"):
                 continue
+            if not any(word in line for word in KEYWORDS):
+                continue
             panic = classify(clean(line[:_SCAN_LIMIT]))
             if panic is None:
                 continue

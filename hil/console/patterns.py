@@ -31,7 +31,11 @@ class Panic:
 #: Linux's printk prefix, with the optional caller column (CONFIG_PRINTK_CALLER).
 TIME_STAMP = r"\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? "
 
-_PREFIX = re.compile(rf"(?:<\d+>)?(?:{TIME_STAMP})?")
+# A getty's or shell's prompt ends no line: what the kernel prints next stands behind it.
+# A stamp tells where that begins; a syslog line's stamp, after "kernel: ", is a quotation.
+_PREFIX = re.compile(
+    rf"(?:<\d+>)?(?:{TIME_STAMP}|.{{0,200}}?(?<!kernel: ){TIME_STAMP}|\S{{0,64}} ?login: )?"
+)
 
 _FORMS: tuple[tuple[str, bool, re.Pattern[str]], ...] = tuple(
     (kind, fatal, re.compile(form))
