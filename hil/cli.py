@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ import typer
 
 import hil
 from hil.deadline import Deadline
-from hil.errors import Fault, HilError, InventoryError
+from hil.errors import Fault, HilError, InventoryError, LabError
 
 if TYPE_CHECKING:
     import pytest
@@ -377,6 +379,138 @@ def _print_functions(title: str, functions: Iterable[Function]) -> None:
         cells = ["" if row[column] is None else str(row[column]) for column in columns]
         table.add_row(*cells, style="yellow" if function.in_use_as else None)
     _stdout().print(table, markup=False)
+
+
+# ---- hil lab --------------------------------------------------------------------------
+
+lab_app = typer.Typer(no_args_is_help=True, help="A lab by hand: up, down, status, ssh, console.")
+app.add_typer(lab_app, name="lab")
+
+NameOption = Annotated[
+    str, typer.Option("--name", metavar="NAME", help="Which of the emulated labs that are up.")
+]
+
+
+@lab_app.command()
+@_command
+def up(name: NameOption = "emulated") -> None:
+    """Bring up an emulated lab that stays up until hil lab down."""
+    from hil.lab import keeper
+
+    _check_name(name)
+    keeper.start(name, Deadline(UP, f"the lab {name}"), _say)
+    typer.echo(f"the emulated lab {name} is up: hil lab ssh, hil lab console, hil lab down")
+
+
+@lab_app.command()
+@_command
+def down(name: NameOption = "emulated") -> None:
+    """Take an emulated lab down. Nothing of it stays but caches."""
+    from hil.lab import keeper
+
+    _check_name(name)
+    was_up = keeper.stop(name, Deadline(ASK, f"the end of the lab {name}"))
+    typer.echo(f"the emulated lab {name} {'is down' if was_up else 'was not up'}")
+
+
+@lab_app.command()
+@_command
+def status(
+    lab: Annotated[
+        str, typer.Option("--lab", "-l", metavar="NAME|FILE", help="Who holds this lab's hosts.")
+    ] = "emulated",
+    as_json: JsonOption = False,
+) -> int:
+    """Tell which emulated labs are up, or who holds a physical lab; status 1: none, nobody."""
+    from hil.lab import keeper
+    from hil.lab.load import load
+    from hil.lab.lock import holder, names
+    from hil.lab.models import LabKind
+
+    inventory = load(lab)
+    if inventory.kind is LabKind.EMULATED:
+        states = [state for name in keeper.names() if (state := keeper.find(name))]
+        rows = {
+            s.name: {**asdict(s), "minutes": round((time.time() - s.since) / 60)} for s in states
+        }
+        text = {s.name: f"up, SSH on 127.0.0.1:{s.ssh_port}, process {s.pid}" for s in states}
+        nothing = "no emulated lab is up"
+    else:
+        held = {name: who for name in names(inventory) if (who := holder(name))}
+        rows = {name: asdict(who) for name, who in held.items()}
+        text = {name: f"held by {who}" for name, who in held.items()}
+        nothing = f"nobody holds the lab {inventory.name}"
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        typer.echo("\n".join(f"{name}: {words}" for name, words in text.items()) or nothing)
+    return 0 if rows else 1
+
+
+@lab_app.command()
+@_command
+def ssh(
+    host: Annotated[
+        str, typer.Argument(metavar="[HOST] [-- COMMAND...]", help="A host of --lab.")
+    ] = "",
+    lab: LabOption = "emulated",
+    name: NameOption = "emulated",
+) -> None:
+    """Log in at a lab's host, or run a command there."""
+    from hil.lab.load import load
+
+    inventory = load(lab)
+    host = _host(inventory, host)
+    words = list(_invocation.after_dashes)
+    if inventory.kind == "emulated":
+        from hil.lab import keeper
+
+        _check_name(name)
+        command = keeper.ssh_command(keeper.get(name), words)
+    else:
+        entry = inventory.hosts[host]
+        if entry.transport == "local":
+            raise InventoryError(f"the host {host} is this very machine", hint="use its shell")
+        command = ["ssh", "-i", str(inventory.file(entry.key_file)), "-p", str(entry.port)]
+        if entry.known_hosts:
+            command += ["-o", f"UserKnownHostsFile={inventory.file(entry.known_hosts)}"]
+        command += ["-l", entry.user, "--", entry.address, *words]
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - no shell
+    except FileNotFoundError:
+        raise LabError("there is no ssh on PATH", hint="apt-get install openssh-client") from None
+
+
+@lab_app.command()
+@_command
+def console(name: NameOption = "emulated") -> None:
+    """Talk to an emulated host's console until Ctrl-]; if not at a terminal, print its log."""
+    from hil.lab import keeper
+
+    _check_name(name)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        keeper.dump(name, sys.stdout.buffer)
+        return
+    _say(f"the console of {name}; Ctrl-] ends this, not the lab")
+    keeper.talk(name)
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", name):
+        raise InventoryError(
+            f"{name!r} is not a name for a lab", hint="use letters, digits, '_' and '-', at most 32"
+        )
+
+
+def _host(inventory: Lab, host: str) -> str:
+    if host in inventory.hosts:
+        return host
+    if not host and len(inventory.hosts) == 1:
+        return next(iter(inventory.hosts))
+    raise InventoryError(
+        f"the lab {inventory.name} has no host {host!r}" if host else "name a host",
+        hint=f"its hosts are: {', '.join(inventory.hosts)}",
+    )
 
 
 # ---- hil doctor -----------------------------------------------------------------------

@@ -45,6 +45,8 @@ def function(
 ) -> Function:
     return Function(
         address=Address.parse(address),
+        vendor=0x8086,
+        device=0x10C9,
         config=space or config(),
         driver="igb",
         reserved=False,

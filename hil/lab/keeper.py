@@ -1,0 +1,416 @@
+"""Keeps an emulated lab up between commands: ``hil lab up`` … ``hil lab down``.
+
+The keeper is a process of its own that owns the lab's machine as a run would.  It holds
+a kernel lock in the lab's folder for as long as it lives: so "is it up?" never depends on
+a process number, and nothing stale can be taken for a lab.  What a killed keeper leaves
+in the folder is taken over by the next one.
+
+The folder is ``$XDG_RUNTIME_DIR/hil/labs/NAME`` (or ``/tmp/hil-UID/labs/NAME``), open to
+its user only::
+
+    lock           held by the keeper
+    state.json     what :class:`State` says
+    console.sock   the console: see :func:`open_console`
+    keeper.log     what the keeper itself complains of
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, NoReturn, Protocol
+
+from hil.console.console import Console
+from hil.deadline import Deadline, poll
+from hil.errors import DeadlineExceeded, HilError, InventoryError, LabError
+
+#: First byte of a console connection: the log so far and no more, or a conversation.
+DUMP, TALK = b"d", b"t"
+
+Progress = Callable[[str], None]
+
+
+class Machine(Protocol):
+    """What the keeper needs of :class:`hil.emulated.machine.EmulatedLab`."""
+
+    @property
+    def console(self) -> Console: ...
+    @property
+    def ssh_port(self) -> int: ...
+    @property
+    def key_file(self) -> Path: ...
+    @property
+    def host_key(self) -> str: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A lab that is up."""
+
+    name: str
+    pid: int
+    """The keeper's process."""
+    since: float
+    """Seconds since the epoch."""
+    ssh_port: int
+    """On 127.0.0.1."""
+    key_file: str
+    host_key: str
+    """As in a ``.pub`` file."""
+
+
+def folder(name: str) -> Path:
+    """The folder of the lab ``name``, of this user."""
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        base = Path(runtime) / "hil"
+    else:
+        base = Path(tempfile.gettempdir()) / f"hil-{os.getuid()}"
+    try:
+        base.mkdir(mode=0o700, exist_ok=True)
+        status = base.lstat()
+    except OSError as error:
+        raise LabError(f"{base} cannot be made: {error.strerror}") from None
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        # In /tmp anybody could have made it first.
+        raise LabError(
+            f"{base} is open to other users", hint=f"chmod 700 {base}, or remove it if not yours"
+        )
+    return base / "labs" / name
+
+
+def names() -> tuple[str, ...]:
+    """Names of the labs that are up."""
+    labs = folder("x").parent
+    return tuple(sorted(p.name for p in labs.glob("*") if find(p.name) is not None))
+
+
+def find(name: str) -> State | None:
+    """The lab ``name`` if it is up (not while it is still coming up)."""
+    place = folder(name)
+    if not _held(place):
+        return None
+    try:
+        return State(**json.loads((place / "state.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def get(name: str) -> State:
+    """The lab ``name``; raises InventoryError if it is not up."""
+    state = find(name)
+    if state is None:
+        raise InventoryError(
+            f"no lab {name!r} is up; up are: {', '.join(names()) or 'none'}",
+            hint="start it with: hil lab up",
+        )
+    return state
+
+
+def start(
+    name: str, deadline: Deadline, progress: Progress, command: Sequence[str] | None = None
+) -> State:
+    """Bring up a lab that outlives this process.
+
+    Args:
+        name: of the lab; several may be up.
+        deadline: for coming up; then all is undone.
+        progress: told what is being done.
+        command: what to run as the keeper; for tests.
+
+    Raises:
+        LabError: it is up already, or did not come up.
+    """
+    place = folder(name)
+    place.mkdir(parents=True, exist_ok=True)
+    if command is None:
+        command = [sys.executable, "-m", "hil.lab.keeper", name, str(deadline.remaining)]
+    with (place / "keeper.log").open("wb") as log:
+        keeper = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
+        )
+    assert keeper.stdout is not None
+    # A keeper that hangs is ended at the deadline; its end wakes the reading below.
+    alarm = threading.Timer(deadline.remaining + 10, keeper.kill)
+    alarm.start()
+    try:
+        for line in keeper.stdout:
+            kind, text = json.loads(line)
+            if kind == "up":
+                return get(name)
+            if kind == "error":
+                raise LabError(text["message"], seen=text["seen"], hint=text["hint"])
+            progress(text)
+        seen = (place / "keeper.log").read_text(errors="replace")[-2000:]
+        raise LabError(f"the lab {name!r} did not come up: its keeper ended", seen=seen)
+    except BaseException:
+        keeper.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            keeper.wait(30)
+        keeper.kill()
+        keeper.wait()
+        raise
+    finally:
+        alarm.cancel()
+        keeper.stdout.close()
+
+
+def stop(name: str, deadline: Deadline) -> bool:
+    """Take the lab ``name`` down; return whether it was up.
+
+    Raises:
+        DeadlineExceeded: the keeper did not end, not even when it was killed.
+    """
+    place = folder(name)
+    if not _held(place):
+        shutil.rmtree(place, ignore_errors=True)
+        return False
+    state = find(name)
+    if state is None:
+        raise LabError(f"the lab {name!r} is still coming up", hint="interrupt that hil lab up")
+    gone = f"the end of the lab {name} (process {state.pid})"
+    # The lock is held, so the keeper lives, so the number is its own.
+    os.kill(state.pid, signal.SIGTERM)
+    try:
+        poll(lambda: not _held(place), deadline.within(30, gone), interval=0.02)
+    except DeadlineExceeded:
+        os.kill(state.pid, signal.SIGKILL)
+        poll(lambda: not _held(place), deadline.within(10, gone), interval=0.02)
+    shutil.rmtree(place, ignore_errors=True)
+    return True
+
+
+def _held(place: Path) -> bool:
+    try:
+        descriptor = os.open(place / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+# ---- the keeper's own process ------------------------------------------------------------
+
+
+def keep(name: str, bring_up: Callable[[Progress], Machine]) -> int:
+    """Bring a machine up and own it until SIGTERM, or until the machine ends by itself.
+
+    Tells the starter on standard output, one JSON list a line: ``["progress", TEXT]``,
+    then ``["up", ""]`` or ``["error", {…}]``.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    place = folder(name)
+    lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _tell("error", _words(LabError(f"the lab {name!r} is up already", hint="hil lab status")))
+        return 4
+    (place / "state.json").unlink(missing_ok=True)
+    try:
+        with contextlib.closing(bring_up(lambda text: _tell("progress", text))) as machine:
+            state = State(
+                name=name,
+                pid=os.getpid(),
+                since=time.time(),
+                ssh_port=machine.ssh_port,
+                key_file=str(machine.key_file),
+                host_key=machine.host_key,
+            )
+            with contextlib.closing(_Doorman(place / "console.sock", machine.console)):
+                new = place / "state.new"
+                new.write_text(json.dumps(asdict(state)))
+                new.replace(place / "state.json")
+                _tell("up", "")
+                _let_go_of_starter()
+                cursor = machine.console.log.follow(machine.console.log.end)
+                while cursor.read(60) != b"":
+                    pass
+                print("the machine ended by itself", file=sys.stderr, flush=True)
+    except HilError as error:
+        _tell("error", _words(error))
+        return error.exit_code
+    except (KeyboardInterrupt, BrokenPipeError):
+        # Told to end; or the starter is gone, and nobody knows of the lab.
+        return 0
+    finally:
+        (place / "state.json").unlink(missing_ok=True)
+        (place / "console.sock").unlink(missing_ok=True)
+    return 0
+
+
+def _end(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: the end is not to be cut short
+    raise KeyboardInterrupt
+
+
+def _tell(kind: str, text: str | dict[str, str]) -> None:
+    print(json.dumps([kind, text]), flush=True)
+
+
+def _words(error: HilError) -> dict[str, str]:
+    return {"message": error.message, "seen": error.seen, "hint": error.hint}
+
+
+def _let_go_of_starter() -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+class _Doorman:
+    """Lets others at the console, of which the machine's log is the one reader."""
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self._console = console
+        path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        # The path may be longer than a socket's address can be; its folder's number is not.
+        with _short(path) as short:
+            self._socket.bind(short)
+        self._socket.listen()
+        threading.Thread(target=self._accept, daemon=True, name="console-door").start()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                guest, _ = self._socket.accept()
+                threading.Thread(target=self._serve, args=(guest,), daemon=True).start()
+
+    def _serve(self, guest: socket.socket) -> None:
+        log = self._console.log
+        with guest, contextlib.suppress(OSError, HilError):
+            talk = guest.recv(1) == TALK
+            if not talk:
+                guest.sendall(log.text().encode())
+                return
+            threading.Thread(target=self._listen, args=(guest,), daemon=True).start()
+            # A little of what was there, so that a prompt is seen.
+            cursor = log.follow(max(0, log.end - 2000))
+            while (data := cursor.read(1)) != b"":
+                if data:
+                    guest.sendall(data)
+
+    def _listen(self, guest: socket.socket) -> None:
+        with contextlib.suppress(OSError, HilError):
+            while data := guest.recv(4096):
+                self._console.send(data)
+
+
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def open_console(name: str, mode: bytes) -> socket.socket:
+    """A connection to the console of the lab ``name``: :data:`DUMP` or :data:`TALK`."""
+    get(name)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _short(folder(name) / "console.sock") as short:
+            connection.connect(short)
+        connection.sendall(mode)
+    except OSError as error:
+        connection.close()
+        raise LabError(f"the console of the lab {name!r} cannot be opened: {error}") from None
+    return connection
+
+
+def dump(name: str, out: IO[bytes]) -> None:
+    """Write the log of the console so far to ``out``."""
+    with open_console(name, DUMP) as connection:
+        while data := connection.recv(65536):
+            out.write(data)
+    out.flush()
+
+
+def talk(name: str) -> None:
+    """Connect this terminal with the console until Ctrl-] or the console's end."""
+    import select
+    import termios
+    import tty
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    with open_console(name, TALK) as connection:
+        try:
+            tty.setraw(terminal)
+            while True:
+                ready, _, _ = select.select([terminal, connection], [], [])
+                if connection in ready:
+                    data = connection.recv(65536)
+                    if not data:
+                        return
+                    _write_all(data)
+                if terminal in ready:
+                    typed = os.read(terminal, 4096)
+                    head, escape, _ = typed.partition(b"\x1d")
+                    connection.sendall(head)
+                    if escape or not typed:
+                        return
+        finally:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _write_all(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+def ssh_command(state: State, words: Sequence[str]) -> list[str]:
+    """What to run to log in at the lab's host."""
+    known = folder(state.name) / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{state.ssh_port} {state.host_key}\n")
+    options = {
+        "UserKnownHostsFile": str(known),
+        "IdentitiesOnly": "yes",
+        "StrictHostKeyChecking": "yes",
+        "LogLevel": "ERROR",
+    }
+    command = ["ssh", "-F", "none", "-i", state.key_file, "-p", str(state.ssh_port)]
+    for key, value in options.items():
+        command += ["-o", f"{key}={value}"]
+    return [*command, "root@127.0.0.1", *words]
+
+
+def _main(name: str, seconds: str) -> int:
+    from hil.emulated.machine import EmulatedLab
+
+    deadline = Deadline(float(seconds), f"the lab {name}")
+    return keep(name, lambda progress: EmulatedLab.up(progress=progress, deadline=deadline))
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))
