@@ -31,7 +31,11 @@ from hil.errors import Fault
 from hil.reporting.collector import Record, Step
 from hil.reporting.outcome import Outcome, Status
 from hil.reporting.run import Run, write_whole
+from hil.reporting.text import clean, cut_middle, redact
 from hil.reporting.timeline import timeline
+
+#: Characters of a traceback that a result keeps.
+TRACE_LIMIT = 64 * 1024
 
 EPIC = "PCI passthrough"
 
@@ -120,13 +124,21 @@ class AllureBridge:
         if record is None or outcome is None:
             return
         self._record = self._outcome = None
+        result.name = outcome.title
         result.status = _STATUS.get(outcome.status, outcome.status.value)
         if outcome.status in (Status.SKIPPED, Status.BLOCKED):
             result.statusDetails = StatusDetails(message=outcome.reason)
         elif self._text:
             result.statusDetails = StatusDetails(message=outcome.reason, trace=self._text)
+        elif details := result.statusDetails:
+            details.message = redact(clean(details.message or ""))
+            details.trace = cut_middle(redact(clean(details.trace or "")), TRACE_LIMIT)
         result.labels = [
-            *(label for label in result.labels if label.name not in _REPLACED),
+            *(
+                label
+                for label in result.labels
+                if label.name not in _REPLACED and (label.name, label.value) != ("tag", "needs")
+            ),
             *(Label(name, value) for name, value in labels(outcome)),
         ]
         result.links.extend(Link("issue", url, name) for name, url in bug_links(outcome.bugs))

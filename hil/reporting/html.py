@@ -116,13 +116,16 @@ def configuration(run: Run) -> dict[str, Any]:
     """Allure 3's configuration (``allurerc.json``) for a run."""
     state = run.state
     kind = str(state.get("kind", ""))
-    name = f"hil: {state.get('lab', run.name)} lab ({kind})" if kind else f"hil: {run.name}"
+    lab = str(state.get("lab", run.name))
+    name = f"hil: {lab} lab" if kind in ("", lab) else f"hil: lab {lab} ({kind})"
     if not run.complete:
         name += ", INCOMPLETE"
     return {
         "name": name,
         "categories": categories(),
         "variables": variables(run),
+        # What every test here has alike; grouping and categories still see them.
+        "hideLabels": ["thread", "framework", "language", "host", "parentSuite", "suite"],
         "plugins": {
             "awesome": {
                 "options": {

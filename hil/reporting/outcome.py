@@ -44,8 +44,13 @@ class Outcome:
 
     @property
     def title(self) -> str:
-        """The test's name with its parameters, without its file."""
-        return self.test.rpartition("::")[2] or self.test
+        """The test's name as words: ``AS1 a device comes back [nic0]``."""
+        name = self.test.rpartition("::")[2] or self.test
+        name, bracket, parameters = name.partition("[")
+        words = name.removeprefix("test_").replace("_", " ")
+        if words.startswith("control "):
+            words = f"control: {words.removeprefix('control ')}"
+        return " ".join(filter(None, (*self.catalogue, words, bracket + parameters)))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)

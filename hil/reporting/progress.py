@@ -97,7 +97,7 @@ class Progress:
         number = f"{self._counts.total():>{len(str(self._total))}}/{self._total}"
         line = Text.assemble((f"{number} ", "dim"))
         line.append(f"{mark} {outcome.status:<8}", style=style)
-        line.append(f"{outcome.seconds:7.1f} s  {outcome.area}: {one_line(outcome.title, 100)}")
+        line.append(f"{outcome.seconds:7.1f} s  {outcome.area}: {one_line(outcome.title, 120)}")
         if outcome.status is not Status.PASSED and outcome.reason:
             line.append(f"  {outcome.reason}", style="dim")
         self._test = ""

@@ -135,11 +135,13 @@ def render(
             line.append(f"{totals.counts[status]} {title}", style=style)
     parts.append(line)
     parts.append(Text(f"lab:    {lab} ({kind}{_WORTH.get(kind, '')})"))
+    console.print(Group(*parts))
+    # Paths and commands are to be copied: never broken by us.
     if run is not None:
         page = run.html if run.html.exists() else run.directory
-        parts.append(Text(f"report: {page}", no_wrap=True, overflow="ignore"))
-    parts += [Text(note, style="yellow") for note in notes]
-    console.print(Group(*parts), soft_wrap=False)
+        console.print(Text(f"report: {page}"), soft_wrap=True)
+    for note in notes:
+        console.print(Text(note, style="yellow"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 
 

@@ -9,8 +9,14 @@ from xml.sax.saxutils import escape
 from hil.events import PhaseReached
 from hil.reporting.text import one_line
 
-_COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d")
-_BAD = {"crashed": "#c1121f", "stopped": "#888888", "destroyed": "#555555"}
+_COLOURS = ("#4c78a8", "#b279a2", "#72b7b2", "#9d755d", "#eeca3b")
+_KNOWN = {
+    "booting": "#f58518",
+    "ready": "#54a24b",
+    "crashed": "#c1121f",
+    "stopped": "#888888",
+    "destroyed": "#555555",
+}
 _LEFT, _WIDTH, _RIGHT, _ROW, _TOP = 130, 780, 40, 46, 34
 #: Subjects and phases that one picture shows.
 _SUBJECTS, _PHASES = 24, 40
@@ -66,7 +72,7 @@ def timeline(phases: Sequence[PhaseReached], start: float, end: float) -> str:
         for index, phase in enumerate(reached):
             last = index + 1 == len(reached)
             left, right = x(phase.at), x(end if last else reached[index + 1].at)
-            colour = _BAD.get(phase.phase) or colours.setdefault(
+            colour = _KNOWN.get(phase.phase) or colours.setdefault(
                 phase.phase, _COLOURS[len(colours) % len(_COLOURS)]
             )
             seconds = phase.at - start
