@@ -354,7 +354,7 @@ def function_row(host: str, function: Function) -> dict[str, str | int | None]:
     return {
         "host": host,
         "address": str(function.address),
-        "id": f"{config.vendor:04x}:{config.device:04x}",
+        "id": f"{function.vendor:04x}:{function.device:04x}",
         "subsystem": f"{config.subsystem_vendor:04x}:{config.subsystem_device:04x}",
         "serial": serial(function),
         "class": config.class_name,

@@ -140,7 +140,7 @@ def fits(function: Function, match: Match) -> bool:
     """Whether ``function`` is the card that ``match`` describes."""
     config = function.config
     return (
-        match.id == f"{config.vendor:04x}:{config.device:04x}"
+        match.id == f"{function.vendor:04x}:{function.device:04x}"
         and match.subsystem
         in (None, f"{config.subsystem_vendor:04x}:{config.subsystem_device:04x}")
         and match.serial in (None, serial(function))
@@ -173,7 +173,7 @@ def serial(function: Function) -> str | None:
 def identity(function: Function) -> str:
     """For people: ids and serial number."""
     config = function.config
-    text = f"{config.vendor:04x}:{config.device:04x}"
+    text = f"{function.vendor:04x}:{function.device:04x}"
     text += f" subsystem {config.subsystem_vendor:04x}:{config.subsystem_device:04x}"
     number = serial(function)
     return f"{text} serial {number}" if number else text
