@@ -43,11 +43,12 @@ def function(
     interfaces: tuple[str, ...] = (),
     physical_function: Address | None = None,
 ) -> Function:
+    space = space or config()
     return Function(
         address=Address.parse(address),
-        vendor=0x8086,
-        device=0x10C9,
-        config=space or config(),
+        vendor=space.vendor,
+        device=space.device,
+        config=space,
         driver="igb",
         reserved=False,
         group=1,
