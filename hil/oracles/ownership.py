@@ -11,11 +11,11 @@ from hil.probes import host_io
 def check_guest_sees(guest: Guest, device: BenchDevice) -> None:
     """In the guest stands a function with the ids that the host knows."""
     seen = guest.seen(device.address)
-    config = device.look().config
-    if (seen.vendor, seen.device) != (config.vendor, config.device):
+    passed = device.look()
+    if (seen.vendor, seen.device) != (passed.vendor, passed.device):
         raise ProductError(
             f"guest {guest.name} sees {seen.vendor:04x}:{seen.device:04x} "
-            f"where {config.vendor:04x}:{config.device:04x} was passed"
+            f"where {passed.vendor:04x}:{passed.device:04x} was passed"
         )
 
 

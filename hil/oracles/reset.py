@@ -22,8 +22,8 @@ COMMAND, BUS_MASTER = 4, 0x4
 
 def sentinel(device: BenchDevice) -> Sentinel | None:
     """The device's sentinel register, if one is known."""
-    config = device.look().config
-    return sentinel_of(config.vendor, config.device)
+    function = device.look()
+    return sentinel_of(function.vendor, function.device)
 
 
 def plant(device: BenchDevice) -> Sentinel:

@@ -106,6 +106,9 @@ class Function:
     """A PCI function of a host at one moment."""
 
     address: Address
+    vendor: int
+    device: int
+    """Ids by which drivers know it; a VF's own configuration space reads ffff for both."""
     config: ConfigSpace
     driver: str | None
     """The driver bound to it now; ``None`` if none."""

@@ -7,9 +7,10 @@ Documentation/PCI/pci-iov-howto.rst of the Linux kernel.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from hil import events
@@ -59,14 +60,12 @@ class OutOfBand(Protocol):
 # One process lists everything: a spawn costs milliseconds under emulation.
 _SURVEY = r"""
 cd /sys/bus/pci/devices || exit 1
-set -- "${1:-*}"
-for d in $1; do
-    printf 'config %s ' "$d"; od -An -v -tx1 "$d/config" | tr -d ' \n'; echo
-done
-find $(for d in $1; do printf '%s/ ' "$d"; done) -maxdepth 1 -type l -printf 'link %h %f %l\n'
-for f in resource reset_method sriov_totalvfs; do
-    grep -sH '' $(for d in $1; do printf '%s/%s ' "$d" "$f"; done) | sed 's/^/text /'
-done
+set -- ${1:-*}
+stat -c 'size %n %s' $(printf '%s/config ' "$@")
+echo "configs $(cat $(printf '%s/config ' "$@") | base64 -w 0)"
+find $(printf '%s/ ' "$@") -maxdepth 1 -type l -printf 'link %h %f %l\n'
+grep -sH '' $(printf '%s/vendor %s/device %s/resource %s/reset_method %s/sriov_totalvfs ' \
+    $(for d in "$@"; do echo "$d $d $d $d $d"; done)) | sed 's/^/text /'
 find /sys/class/net /sys/class/block -type l -printf 'interface %f %l\n'
 sed 's/^/mount /' /proc/mounts
 sed 1d /proc/swaps | sed 's/^/swap /'
@@ -398,8 +397,8 @@ class LinuxVfio(Platform):
     def guests(self, deadline: Deadline) -> tuple[str, ...]:
         text = self._sh(
             r"""
-            for p in /proc/[0-9]*; do
-                tr '\0' '\n' < "$p/cmdline" 2>/dev/null | grep -A1 -x -e -name | sed -n 2p
+            for e in $(find /proc/[0-9]*/exe -lname '*/qemu-system-*' 2>/dev/null); do
+                tr '\0' '\n' < "${e%/exe}/cmdline" | grep -A1 -x -e -name | sed -n 2p
             done
             true
             """,
@@ -453,7 +452,7 @@ class LinuxVfio(Platform):
     def footprint(self, deadline: Deadline) -> Mapping[str, int]:
         text = self._sh(
             r"""
-            echo "guests $(grep -lsz qemu-system /proc/[0-9]*/cmdline | wc -l)"
+            echo "guests $(find /proc/[0-9]*/exe -lname '*/qemu-system-*' 2>/dev/null | wc -l)"
             echo "files $(find "$1" -mindepth 1 2>/dev/null | wc -l)"
             echo "groups $(ls /dev/vfio 2>/dev/null | grep -c '^[0-9]')"
             echo "canaries $(find /dev/shm -maxdepth 1 -name 'hil-canary.*' | wc -l)"
@@ -491,6 +490,7 @@ class _Draft:
     config: bytes
     links: dict[str, str]
     resources: list[tuple[int, int, int]]
+    ids: dict[str, int] = field(default_factory=dict)
     reset_methods: tuple[str, ...] = ()
     total_vfs: int = 0
 
@@ -501,6 +501,7 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
     Raises:
         LabError: on a line that is none of the script's, which it shows.
     """
+    sizes: dict[str, int] = {}
     drafts: dict[str, _Draft] = {}
     interfaces: dict[str, list[str]] = {}
     in_use: dict[str, str] = {}
@@ -511,9 +512,14 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
     for line in text.splitlines():
         kind, _, rest = line.partition(" ")
         try:
-            if kind == "config":
-                name, _, data = rest.partition(" ")
-                drafts[name] = _Draft(bytes.fromhex(data), {}, [])
+            if kind == "size":
+                path, _, size = rest.rpartition(" ")
+                sizes[path.removesuffix("/config")] = int(size)
+            elif kind == "configs":
+                data = base64.b64decode(rest, validate=True)
+                for name, size in sizes.items():
+                    drafts[name] = _Draft(data[:size], {}, [])
+                    data = data[size:]
             elif kind == "link":
                 where, name, target = rest.split(" ", 2)
                 drafts[where.rstrip("/")].links[name] = target
@@ -523,6 +529,8 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
                 name, target = rest.split(" ", 1)
                 found = _PCI.findall(target)
                 if found:
+                    # A multipath NVMe's path device nvme0c1n1 serves the disk nvme0n1.
+                    name = re.sub(r"^(nvme\d+)c\d+(n\d+)$", r"\1\2", name)
                     interfaces.setdefault(found[-1], []).append(name)
             elif kind in ("mount", "swap"):
                 device, where = [*rest.split(), ""][:2]
@@ -568,6 +576,8 @@ def _take_text(drafts: dict[str, _Draft], text: str) -> None:
     if attribute == "resource":
         start, end, flags = (int(word, 16) for word in value.split())
         draft.resources.append((start, end, flags))
+    elif attribute in ("vendor", "device"):
+        draft.ids[attribute] = int(value, 16)
     elif attribute == "reset_method":
         draft.reset_methods = tuple(value.split())
     elif attribute == "sriov_totalvfs":
@@ -599,6 +609,8 @@ def _function(name: str, draft: _Draft, interfaces: tuple[str, ...], in_use: str
     vfs = [key for key in draft.links if re.fullmatch(r"virtfn\d+", key)]
     return Function(
         address=Address.parse(name),
+        vendor=draft.ids.get("vendor", config.vendor),
+        device=draft.ids.get("device", config.device),
         config=config,
         driver=driver,
         reserved=driver == STUB,

@@ -170,7 +170,12 @@ class QemuMachine:
         ended = self._ended()
         if ended is not None:
             return MachineState.STOPPED if ended == 0 else MachineState.CRASHED
-        status = self._qmp().execute("query-status", deadline)["status"]
+        try:
+            status = self._qmp().execute("query-status", deadline)["status"]
+        except LabError:
+            # QEMU takes its monitor with it when it ends; its exit status follows.
+            self._wait_for_end(deadline.within(5, "the exit status of QEMU"))
+            return self.state(deadline)
         if status in ("prelaunch", "inmigrate"):
             return MachineState.PREPARED
         if status in ("guest-panicked", "internal-error"):

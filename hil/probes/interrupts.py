@@ -56,7 +56,7 @@ def triggered_each(
 
     ``leave_out`` does not send that one: for controls.
     """
-    look = device.look().config
+    look = device.look()
     trigger = TRIGGERS.get(f"{look.vendor:04x}:{look.device:04x}")
     if trigger is None:
         raise LabError(f"no way is known to make {device} send each of its messages")

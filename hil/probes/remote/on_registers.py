@@ -11,6 +11,9 @@ import sys
 
 address, bar, offset, width = sys.argv[1], *map(int, sys.argv[2:5])
 base = "/sys/bus/pci/devices/" + address
+# A function that no driver uses may sleep in D3hot, where its registers do not answer.
+with open(base + "/power/control", "r+") as power:
+    power.write("on")
 with open(base + "/config", "r+b", buffering=0) as config:
     config.seek(4)
     (command,) = struct.unpack("<H", config.read(2))
@@ -27,3 +30,5 @@ with open(base + "/config", "r+b", buffering=0) as config:
         page.close()
     config.seek(4)
     config.write(struct.pack("<H", command))
+with open(base + "/power/control", "r+") as power:
+    power.write("auto")
