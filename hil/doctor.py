@@ -72,6 +72,8 @@ def controller(tool: Transport, deadline: Deadline, *, emulated: bool) -> list[C
             *_qemu(tool, deadline),
             _command("mmdebstrap", "builds the lab's images", "apt-get install mmdebstrap"),
             _command("sqfstar", "packs the lab's images", "apt-get install squashfs-tools"),
+            _command("zstd", "unpacks kernels", "apt-get install zstd"),
+            _command("depmod", "indexes kernel modules", "apt-get install kmod"),
             _disk(_cache()),
             _memory(),
             _kvm(),

@@ -43,7 +43,7 @@ case "$*" in *install*) ;; *) touch "$ETC/updated"; exit 0 ;; esac
 for word; do
     case $word in
     qemu-system-x86) tool=qemu-system-x86_64 ;;
-    qemu-utils) tool=qemu-img ;;
+    openssh-client) tool=ssh ;;
     squashfs-tools) tool=sqfstar ;;
     kmod) tool=depmod ;;
     uidmap) tool=newuidmap ;;
