@@ -38,6 +38,19 @@ _CHUNK = 65536
 _KEEPALIVE = 15
 #: Milliseconds after which data that the peer does not acknowledge ends the connection.
 _USER_TIMEOUT = 30_000
+#: Marks a command's processes, so that they can be found and killed: OpenSSH takes no
+#: signals for a session of root (it needs privilege separation for that).
+_TAG = "HIL_RUN"
+#: Kills every process whose environment holds the tag; $1 is a pattern that does not
+#: match itself.  By /proc on Linux (busybox too), else by ps (FreeBSD, illumos).
+_KILLER = """
+if [ -r /proc/self/environ ]; then
+  for f in $(grep -ls "$1" /proc/[0-9]*/environ); do f=${f%/environ}; echo "${f#/proc/}"; done
+else
+  ps -axeww -o pid= -o command= | grep "$1" | while read -r p r; do echo "$p"; done
+fi | while read -r p; do kill -"$2" "$p"; done
+"""
+_KILL_SECONDS = 5.0
 #: Seconds of silence, after the exit status came, that end a command whose output a
 #: process it left behind still holds open.
 _SETTLE = 0.3
@@ -177,15 +190,28 @@ class SshTransport:
         limit: int = OUTPUT_LIMIT,
     ) -> Result:
         text = quote(command)
+        tag = secrets.token_hex(8)
         begin = time.monotonic()
         channel = self._session(command, deadline)
         out, err = drain.Bounded(limit), drain.Bounded(limit)
         try:
-            _execute(channel, text)
+            _execute(channel, f"{_TAG}={tag} {text}")
             _feed(channel, stdin)
             status = self._collect(channel, out, err, command, deadline)
+        except BaseException:
+            if not channel.closed:
+                channel.close()
+                self._kill(tag, "KILL")
+            raise
         finally:
             channel.close()
+        if status != 0 and err.data.startswith(f"{_TAG}={tag}: Command not found".encode()):
+            raise InventoryError(
+                f"the log-in shell of {self._target.user} on {self.name} is no POSIX shell",
+                seen=bytes(err.data).decode("utf-8", "replace"),
+                host=self.name,
+                hint="hil cannot work through csh: give the user /bin/sh (chsh, pw usermod -s)",
+            )
         result = Result(
             command=tuple(command),
             status=status,
@@ -201,8 +227,9 @@ class SshTransport:
     def open_stream(self, command: Sequence[str], *, deadline: Deadline) -> ByteStream:
         channel = self._session(command, deadline)
         channel.set_combine_stderr(True)
-        _execute(channel, quote(command))
-        return ChannelStream(channel, self.name)
+        tag = secrets.token_hex(8)
+        _execute(channel, f"{_TAG}={tag} {quote(command)}")
+        return ChannelStream(channel, self.name, lambda: self._kill(tag, "TERM"))
 
     def put(self, data: bytes, path: str, *, deadline: Deadline, mode: int = 0o644) -> None:
         # The length is checked before the rename: a connection that broke half-way
@@ -235,6 +262,19 @@ class SshTransport:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _kill(self, tag: str, signal_name: str) -> None:
+        """Kill what runs under ``tag``; as well as can be, for the connection may be gone."""
+        deadline = Deadline(_KILL_SECONDS, "a command to be killed")
+        pattern = f"{_TAG}=[{tag[0]}]{tag[1:]}"
+        command = ["sh", "-c", _KILLER, "kill", pattern, signal_name]
+        with contextlib.suppress(LabError, OSError, EOFError):
+            channel = self._session(command, deadline)
+            try:
+                _execute(channel, quote(command))
+                channel.status_event.wait(deadline.remaining)
+            finally:
+                channel.close()
 
     def _session(self, command: Sequence[str], deadline: Deadline) -> paramiko.Channel:
         """A new channel.  Nothing has run yet, so a refusal for want of room may be tried again."""
@@ -308,11 +348,10 @@ class SshTransport:
             if not busy and closed and not status_known:
                 raise self._broken(out, err, command)
             if deadline.expired:
-                _kill(channel)
                 error = deadline.exceeded(
                     drain.seen(bytes(out.data), bytes(err.data)),
                     host=self.name,
-                    hint="the command was sent SIGKILL; give it more time if it is slow by nature",
+                    hint="the command was killed; give it more time if it is slow by nature",
                 )
                 error.command = tuple(command)
                 raise error
@@ -343,9 +382,10 @@ class SshTransport:
 class ChannelStream:
     """A :class:`~hil.transport.base.ByteStream` over an SSH channel."""
 
-    def __init__(self, channel: paramiko.Channel, host: str) -> None:
+    def __init__(self, channel: paramiko.Channel, host: str, end: Callable[[], None]) -> None:
         self._channel = channel
         self._host = host
+        self._end = end
 
     def read(self, limit: int = _CHUNK) -> bytes:
         return self._channel.recv(limit)
@@ -359,9 +399,10 @@ class ChannelStream:
             ) from error
 
     def close(self) -> None:
-        if not self._channel.closed:
-            _send_signal(self._channel, "TERM")
-            self._channel.close()
+        running = not (self._channel.closed or self._channel.status_event.is_set())
+        self._channel.close()
+        if running:
+            self._end()
 
 
 class _Connection(paramiko.Transport):
@@ -392,33 +433,20 @@ setattr(
 )
 
 
-def _request(channel: paramiko.Channel, kind: str, text: str, *, reply: bool) -> None:
-    """Send a channel request with one string, without waiting for the answer."""
+def _execute(channel: paramiko.Channel, text: str) -> None:
+    """Ask for ``text`` to be run (RFC 4254, section 6.5), without waiting for the answer.
+
+    On a refusal paramiko closes the channel.  Its own way costs a round trip, and waits
+    without end for a host that is gone.
+    """
     connection: Any = channel.get_transport()
     message = Message()
     message.add_byte(cMSG_CHANNEL_REQUEST)
     message.add_int(channel.remote_chanid)
-    message.add_string(kind)
-    message.add_boolean(reply)
+    message.add_string("exec")
+    message.add_boolean(True)
     message.add_string(text.encode("utf-8", "surrogateescape"))
-    connection._send_user_message(message)  # noqa: SLF001 - paramiko's own way waits without end
-
-
-def _execute(channel: paramiko.Channel, text: str) -> None:
-    # The answer is asked for but not waited for: paramiko closes the channel on a
-    # refusal, and a round trip is saved.
-    _request(channel, "exec", text, reply=True)
-
-
-def _send_signal(channel: paramiko.Channel, name: str) -> None:
-    """RFC 4254, section 6.9.  OpenSSH since 7.9 hands it to the command's process group."""
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-        _request(channel, "signal", name, reply=False)
-
-
-def _kill(channel: paramiko.Channel) -> None:
-    _send_signal(channel, "KILL")
-    channel.close()
+    connection._send_user_message(message)  # noqa: SLF001
 
 
 def _feed(channel: paramiko.Channel, stdin: bytes) -> None:

@@ -32,7 +32,10 @@ class _Server(asyncssh.SSHServer):
 
 
 class SshServer:
-    """Runs each command with ``sh -c`` in a process group, as sshd does.
+    """Runs each command with ``sh -c`` in a process group of its own.
+
+    It does as OpenSSH does for root: it takes no signals, and leaves a command running
+    whose channel was closed.
 
     ``commands`` counts the commands started; ``drop()`` cuts every connection.
     """
@@ -43,7 +46,9 @@ class SshServer:
         self.connections: list[asyncssh.SSHServerConnection] = []
         self.commands: list[str] = []
         self.forwarded = 0
+        self._children: list[int] = []
         self.port = 0
+        self.shell = "sh"
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -82,6 +87,9 @@ class SshServer:
             await asyncio.gather(*tasks, return_exceptions=True)
 
         self._call(end())
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()
@@ -105,11 +113,11 @@ class SshServer:
     async def _serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         command = process.command or "true"
         self.commands.append(command)
-        if command == "refuse-without-status":
+        if command.endswith(" refuse-without-status"):
             process.channel.close()
             return
         child = subprocess.Popen(
-            ["/bin/sh", "-c", command],
+            [self.shell, "-c", command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -119,10 +127,7 @@ class SshServer:
         pidfd = os.pidfd_open(child.pid)
         gone = asyncio.Event()
         self._loop.add_reader(pidfd, gone.set)
-
-        def kill(number: int = signal.SIGHUP) -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, number)
+        self._children.append(child.pid)
 
         async def feed() -> None:
             assert child.stdin
@@ -147,12 +152,7 @@ class SshServer:
                     await sink.drain()
             transport.close()
 
-        async def watch() -> None:
-            await process.channel.wait_closed()
-            kill(signal.SIGKILL)
-
         feeder = asyncio.ensure_future(feed())
-        watcher = asyncio.ensure_future(watch())
         carriers = [
             asyncio.ensure_future(carry(child.stdout, process.stdout)),
             asyncio.ensure_future(carry(child.stderr, process.stderr)),
@@ -166,8 +166,7 @@ class SshServer:
             # stays open while anybody holds the command's output open.
             process.channel._send_request(b"exit-status", UInt32(status))
         await asyncio.wait(carriers)
-        for task in (feeder, watcher):
-            task.cancel()
+        feeder.cancel()
         if status >= 0:
             process.channel.close()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -171,6 +172,28 @@ def test_a_stream_of_a_dead_server_ends(connect: Connect, server: SshServer) -> 
 def test_a_channel_closed_without_a_status(connect: Connect) -> None:
     with pytest.raises(LabError, match="without an exit status"):
         connect().run(["refuse-without-status"], deadline=soon())
+
+
+def test_a_log_in_shell_that_is_no_posix_shell_is_told_of(
+    connect: Connect, server: SshServer
+) -> None:
+    if not shutil.which("csh"):
+        pytest.skip("no csh here")
+    server.shell = "csh"
+    with pytest.raises(InventoryError, match="no POSIX shell"):
+        connect().run(["true"], deadline=soon())
+
+
+def test_a_streams_command_ends_with_it(connect: Connect, tmp_path: Path) -> None:
+    script = f"echo $$ >{tmp_path}/pid; echo; sleep 60"
+    stream = connect().open_stream(["sh", "-c", script], deadline=soon())
+    assert stream.read() == b"\n"
+    stream.close()
+    process = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+    poll(
+        lambda: not process.exists() or " Z " in process.read_text(),
+        soon(5, "the command to be gone"),
+    )
 
 
 def test_by_way_of_a_jump_host(connect: Connect, server: SshServer) -> None:
