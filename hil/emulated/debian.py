@@ -8,6 +8,9 @@ Source: mmdebstrap(1), apt-get(8) (indextargets), apt.conf(5).
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,10 +18,11 @@ import subprocess
 import tarfile
 import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hil.deadline import Deadline
+from hil.emulated import cache
 from hil.errors import LabError
 
 #: The release for machines whose own apt sources are not Debian's.
@@ -49,7 +53,37 @@ class Sources:
 
 
 def sources() -> Sources:
-    """The machine's own Debian mirrors, or none if it is not a Debian machine."""
+    """The machine's own Debian mirrors, or none if it is not a Debian machine.
+
+    Asking apt takes half a second, so its answer is kept until apt's files change.
+    """
+    stamp = hashlib.sha256(repr(_state_of_apt()).encode()).hexdigest()
+    place = cache.directory() / "sources.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(place.read_text())
+        if kept["stamp"] == stamp:
+            return Sources(kept["release"], tuple(kept["lines"]), tuple(kept["options"]))
+    found = _ask_apt()
+    with contextlib.suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        new = place.with_name(f"{place.name}.{os.getpid()}")
+        new.write_text(json.dumps({"stamp": stamp, **asdict(found)}))
+        new.replace(place)
+    return found
+
+
+def _state_of_apt() -> list[tuple[str, int, int]]:
+    files = [Path("/etc/os-release"), *sorted(Path("/etc/apt").rglob("*"))]
+    files += sorted(Path("/var/lib/apt/lists").glob("*Release"))
+    state = []
+    for path in files:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            state.append((str(path), status.st_mtime_ns, status.st_size))
+    return state
+
+
+def _ask_apt() -> Sources:
     targets = _output(["apt-get", "indextargets", "--format", _TARGET, "Created-By: Packages"])
     release = _codename()
     lines: dict[str, None] = {}

@@ -1,0 +1,580 @@
+"""The emulated lab: one QEMU process that is a host with VT-d and devices to pass.
+
+A q35 machine with Intel's IOMMU and interrupt remapping, two processors with nested
+virtualization, and behind PCIe root ports two ``igb`` cabled together, ``nvme``, ``edu``,
+``e1000e`` and ``virtio-gpu``.  Its system is the image :data:`hil.emulated.images.HOST`;
+the images for its guests are on a second disk, mounted at /images.
+
+The first boot's state is saved in the cache, and later labs start from it; ``nvme`` and
+``edu``, of which QEMU saves no state, are plugged in after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hil import events
+from hil.console.console import Console
+from hil.deadline import Deadline, poll
+from hil.emulated import accel, cache, images
+from hil.emulated.accel import Accelerator
+from hil.emulated.process import QemuProcess, run_folder
+from hil.errors import GuestError, HilError, LabError
+from hil.iommu.memory import PhysicalMemory
+from hil.transport import keys
+from hil.transport.ssh import SshTransport
+
+Progress = Callable[[str], None]
+
+#: The lab host's memory, bytes.
+MEMORY = 4 << 30
+#: Disk that a saved state takes, at most, bytes (measured: 0.3 GB).
+STATE_SPACE = 1 << 30
+#: Size of the NVMe disk, bytes; sparse.
+NVME_SIZE = 256 << 20
+#: QEMU's q35 moves what does not fit below its PCI hole to 4 GiB (hw/i386/pc_q35.c).
+_LOW_LIMIT, _LOW_SIZE, _HIGH = 0xB000_0000, 0x8000_0000, 1 << 32
+#: Where QEMU's VT-d has its registers (include/hw/i386/intel_iommu.h).
+DRHD_BASE, DRHD_SIZE = 0xFED9_0000, 0x1000
+#: Raise it when what is saved changes though the command line does not.
+_STATE_FORMAT = 1
+
+#: Root ports in the order of their bus numbers, from bus 1; what is behind each.
+PORTS = ("nic0", "peer0", "nvme0", "edu0", "nic1", "gpu0")
+_PLUGGED_LATER = ("nvme0", "edu0")
+_ROOT_PORT_SLOT = 0x10
+_FIRST_IGB, _FIRST_SAVED_STATE = (8, 0), (8, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Qemu:
+    """The QEMU of this machine."""
+
+    path: str
+    version: tuple[int, int]
+    words: str
+    """Its version as it says it, with the package's."""
+
+    @property
+    def has_igb(self) -> bool:
+        """Whether it emulates igb, with SR-IOV: since 8.0."""
+        return self.version >= _FIRST_IGB
+
+    @property
+    def saves_to_file(self) -> bool:
+        """Whether it can migrate to a file: since 8.2."""
+        return self.version >= _FIRST_SAVED_STATE
+
+
+@functools.cache
+def find_qemu() -> Qemu:
+    """QEMU for x86-64.
+
+    Raises:
+        LabError: it is not installed, or cannot run.
+    """
+    path = shutil.which("qemu-system-x86_64")
+    if path is None:
+        raise LabError(
+            "QEMU is not installed: no qemu-system-x86_64",
+            hint="apt-get install qemu-system-x86 (on Debian 12 from bookworm-backports)",
+        )
+    done = subprocess.run([path, "--version"], capture_output=True, check=False, timeout=60)
+    words = done.stdout.decode("utf-8", "replace").partition("\n")[0]
+    match = re.search(r"version (\d+)\.(\d+)", words)
+    if match is None:
+        said = done.stderr.decode("utf-8", "replace")
+        raise LabError(f"{path} does not tell its version", seen=words + said)
+    version = (int(match[1]), int(match[2]))
+    if version < (7, 2):
+        raise LabError(
+            f"QEMU {match[1]}.{match[2]} is too old: 7.2 is needed, 8.2 or newer has all devices",
+            hint="on Debian 12: apt-get install -t bookworm-backports qemu-system-x86",
+        )
+    return Qemu(path, version, words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a machine is made of: all that its saved state depends on."""
+
+    qemu: Qemu
+    accelerator: Accelerator
+    host: images.Image
+    guests: Path
+    iommu: bool
+    memory: int
+
+    def key(self) -> str:
+        words = [
+            str(_STATE_FORMAT),
+            self.qemu.words,
+            self.host.key,
+            str(self.guests),
+            # A state saved under KVM holds the processor's own registers.
+            accel.processor() if self.accelerator.name == "kvm" else "",
+            *self.command("console", "monitor", Path("keys")),
+        ]
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
+
+    def command(self, console: str, monitor: str, given: Path) -> list[str]:
+        """QEMU's arguments; ``given`` is the folder with the machine's keys."""
+        kvm = self.accelerator.name == "kvm"
+        command = [self.qemu.path, "-name", "hil-lab", "-nodefaults", "-no-user-config"]
+        command += ["-display", "none", "-no-shutdown", "-machine", "q35,kernel-irqchip=split"]
+        if kvm:
+            command += ["-accel", "kvm", "-cpu", "host"]
+        else:
+            # SVM is the one nested virtualization that TCG has.
+            command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt"]
+        command += ["-smp", "2", "-m", f"{self.memory >> 20}M"]
+        if self.iommu:
+            command += ["-device", "intel-iommu,intremap=on,caching-mode=off"]
+        words = ["console=ttyS0", "root=/dev/vda", "net.ifnames=0", "intel_iommu=on"]
+        command += ["-kernel", str(self.host.kernel), "-initrd", str(self.host.initrd)]
+        command += ["-append", " ".join(words)]
+        for name, path, slot in (("root", self.host.root, 2), ("images", self.guests, 3)):
+            command += ["-blockdev", _block(name, path, read_only=True)]
+            command += ["-device", f"virtio-blk-pci,drive={name},serial={name},addr={slot}"]
+        command += ["-netdev", "user,id=management,hostfwd=tcp:127.0.0.1:0-:22"]
+        command += ["-device", "virtio-net-pci,netdev=management,romfile=,addr=4"]
+        for name, file in (
+            ("authorized_keys", "client.pub"),
+            ("ssh_host_ed25519_key", "host"),
+        ):
+            place = str(given / file).replace(",", ",,")
+            command += ["-fw_cfg", f"name=opt/org.hil/{name},file={place}"]
+        command += ["-chardev", console, "-serial", "chardev:console"]
+        command += ["-chardev", monitor, "-mon", "chardev=monitor,mode=control"]
+        for index, name in enumerate(PORTS):
+            address = f"addr={_ROOT_PORT_SLOT:#x}.{index},multifunction=on"
+            command += ["-device", f"pcie-root-port,id=port-{name},chassis={index + 1},{address}"]
+        # By default edu's DMA reaches 28 bits only.
+        command += ["-global", f"edu.dma_mask={(1 << 64) - 1:#x}"]
+        # A hub is the cable; nic1's has no far end.
+        cables = {"nic0": 0, "peer0": 0, "nic1": 1} if self.qemu.has_igb else {"nic1": 1}
+        for index, (name, cable) in enumerate(cables.items()):
+            model = "e1000e" if name == "nic1" else "igb"
+            command += ["-netdev", f"hubport,id=cable-{name},hubid={cable}"]
+            device = f"{model},id={name},bus=port-{name},netdev=cable-{name},romfile="
+            command += ["-device", f"{device},mac=52:54:00:68:69:{index:02x}"]
+        command += [
+            "-device",
+            "virtio-gpu-pci,id=gpu0,bus=port-gpu0,romfile=,iommu_platform=on,disable-legacy=on",
+        ]
+        return command
+
+
+def _block(name: str, path: Path, *, read_only: bool) -> str:
+    return json.dumps(
+        {
+            "driver": "raw",
+            "node-name": name,
+            "read-only": read_only,
+            "file": {"driver": "file", "filename": str(path), "locking": "off"}
+            if read_only
+            else {"driver": "file", "filename": str(path), "discard": "unmap"},
+        }
+    )
+
+
+class EmulatedLab:
+    """An emulated lab host that is up.  Made by :meth:`up`.
+
+    Attributes:
+        console: the host's serial console, read from the machine's first byte on.
+        accelerator: what runs its instructions.
+        how: ``restored`` or ``booted``.
+        times: seconds that each part of coming up took.
+        missing: devices that this QEMU cannot emulate, with the reason.
+        ssh_port: on 127.0.0.1.
+        key_file: OpenSSH private key for root there, mode 0600.
+        host_key: the host's key, ``ssh-ed25519 AAAA…``.
+    """
+
+    console: Console
+    ssh_port: int
+
+    def __init__(self, plan: _Plan, folder: Path, given: Path) -> None:
+        self.accelerator = plan.accelerator
+        self.how = "booted"
+        self.times: dict[str, float] = {}
+        self.missing: dict[str, str] = {}
+        if not plan.qemu.has_igb:
+            reason = f"{plan.qemu.words} has no igb: it takes 8.0 or newer"
+            self.missing = {"nic0": reason, "peer0": reason}
+        self._plan = plan
+        self._folder = folder
+        self._ssh: SshTransport | None = None
+        self._ssh_lock = threading.Lock()
+        self._closed = False
+        for name in ("client", "client.pub", "host", "host.pub"):
+            (folder / name).touch(mode=0o600)
+            (folder / name).write_bytes((given / name).read_bytes())
+        self.key_file = folder / "client"
+        self.host_key = (folder / "host.pub").read_text().strip()
+
+    # ---- coming up -------------------------------------------------------------------
+
+    @classmethod
+    def up(
+        cls,
+        *,
+        iommu: bool = True,
+        fresh: bool = False,
+        memory: int = MEMORY,
+        progress: Progress = lambda _: None,
+        deadline: Deadline,
+    ) -> EmulatedLab:
+        """A lab host that answers by SSH, with all its devices plugged in.
+
+        Args:
+            iommu: with VT-d, or a machine that has none.
+            fresh: boot it, although a saved state may exist.
+            memory: of the host, bytes.
+            progress: told, one line at a time, what is being done.
+            deadline: for all of it, the making of images included.
+
+        Raises:
+            LabError: QEMU or a tool is missing, memory or disk is short, an image could
+                not be made, or the host did not come up (with its console's last lines).
+        """
+        qemu = find_qemu()
+        _require_memory(memory)
+        host = images.build(images.HOST, progress)
+        guest = images.build(images.GUEST, progress)
+        guests = images.bundle([guest], progress)
+        accelerator = accel.choose(qemu.path, qemu.words, host, progress)
+        plan = _Plan(qemu, accelerator, host, guests, iommu, memory)
+        if fresh or not qemu.saves_to_file:
+            return cls._boot(plan, progress, deadline)
+        booted: list[EmulatedLab] = []
+
+        def make(place: Path) -> None:
+            lab = cls._boot(plan, progress, deadline, plug=False)
+            booted.append(lab)
+            progress("saving the lab host's state")
+            lab._save(place, deadline)  # noqa: SLF001 - this class's own
+
+        try:
+            state = cache.entry(
+                f"states/{plan.key()}",
+                make,
+                deadline=deadline,
+                progress=progress,
+                space=STATE_SPACE,
+            )
+            if not booted:
+                return cls._restore(plan, state, progress, deadline)
+            booted[0]._ready(deadline)  # noqa: SLF001
+        except BaseException:
+            for lab in booted:
+                lab.close()
+            raise
+        return booted[0]
+
+    @classmethod
+    def _boot(
+        cls, plan: _Plan, progress: Progress, deadline: Deadline, *, plug: bool = True
+    ) -> EmulatedLab:
+        progress(f"booting the lab host ({plan.accelerator.name}: {plan.accelerator.reason})")
+        folder = run_folder()
+        for name in ("client", "host"):
+            pair = keys.generate()
+            (folder / f"new-{name}").write_text(pair.private)
+            (folder / f"new-{name}.pub").write_text(f"{pair.public}\n")
+        given = folder / "given"
+        given.mkdir()
+        for path in folder.glob("new-*"):
+            path.rename(given / path.name.removeprefix("new-"))
+        lab = cls(plan, folder, given)
+        with lab._coming_up("boot"):
+            lab._start([], deadline)
+            lab._monitor("cont", deadline)
+            lab._wait_for_login(deadline)
+            lab.ssh(deadline)
+            if plug:
+                lab._ready(deadline)
+        return lab
+
+    @classmethod
+    def _restore(
+        cls, plan: _Plan, state: Path, progress: Progress, deadline: Deadline
+    ) -> EmulatedLab:
+        progress(f"restoring the lab host's saved state ({plan.accelerator.name})")
+        lab = cls(plan, run_folder(), state)
+        lab.how = "restored"
+        with lab._coming_up("restore"):
+            lab._start(["-incoming", "defer"], deadline)
+            lab._monitor("migrate-incoming", deadline, channels=_channel(state / "state"))
+            poll(
+                lambda: lab._migrated("the saved state could not be restored", deadline),
+                deadline.within(120, "QEMU to read the saved state"),
+                interval=0.005,
+            )
+            lab._monitor("cont", deadline)
+            lab._ready(deadline)
+        return lab
+
+    @contextlib.contextmanager
+    def _coming_up(self, what: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(AttributeError):
+                tail = self.console.log.tail(30)
+                if isinstance(error, HilError) and not error.console:
+                    error.console = tuple(tail)
+            self.close()
+            if isinstance(error, GuestError):
+                # To its users the lab host is the lab, not a guest.
+                raise LabError(
+                    f"the lab host did not {what}: {error.message}",
+                    seen=error.seen,
+                    console=error.console,
+                    hint="hil lab up says more; a saved state is made anew with --fresh",
+                ) from error
+            raise
+        self.times[what] = time.monotonic() - begin
+        events.emit(events.PhaseReached("the lab host", self.how))
+
+    def _start(self, more: Sequence[str], deadline: Deadline) -> None:
+        with (self._folder / "nvme.img").open("wb") as disk:
+            disk.truncate(NVME_SIZE)
+        self._process = QemuProcess(
+            self._folder,
+            lambda console, monitor: [
+                *self._plan.command(console, monitor, self._folder),
+                "-S",
+                *more,
+            ],
+            deadline,
+        )
+        self.console = Console("the lab host", self._process.console)
+        text = self._process.monitor.human("info usernet", deadline)
+        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
+        if found is None:
+            raise LabError("QEMU forwards no port to the lab host", seen=text)
+        self.ssh_port = int(found[1])
+
+    def _wait_for_login(self, deadline: Deadline) -> None:
+        self.console.wait_for_boot(rb"login: ", deadline.within(300, "the lab host to boot"))
+
+    def _ready(self, deadline: Deadline) -> None:
+        """Plug in what is not saved, set the clock, wait until the host has it all."""
+        for device in _PLUGGED_LATER:
+            self._plug(device, deadline)
+        script = """
+            date -s "@$1" >/dev/null; shift
+            for i in $(seq 500); do
+                all=yes
+                for place; do [ -e "$place" ] || all=no; done
+                [ $all = yes ] && exit 0
+                sleep 0.02
+            done
+            ls /sys/bus/pci/devices /sys/block; exit 1
+        """
+        awaited = [f"/sys/bus/pci/devices/{self.address('edu0')}", "/sys/block/nvme0n1"]
+        host = self.ssh(deadline)
+        now = f"{time.time():.3f}"
+        host.run(["sh", "-c", script, "hil", now, *awaited], deadline=deadline).check()
+
+    def _plug(self, device: str, deadline: Deadline) -> None:
+        port = f"port-{device}"
+        if device == "nvme0":
+            node = json.loads(_block("nvme", self._folder / "nvme.img", read_only=False))
+            self._monitor("blockdev-add", deadline, **node)
+            self._monitor(
+                "device_add", deadline, driver="nvme", id=device, bus=port, drive="nvme",
+                serial="hil-nvme0",
+            )  # fmt: skip
+        else:
+            self._monitor("device_add", deadline, driver="edu", id=device, bus=port)
+
+    # ---- the saved state -------------------------------------------------------------
+
+    def _save(self, place: Path, deadline: Deadline) -> None:
+        host = self.ssh(deadline)
+        # What every guest will need: then it is in the page cache that is saved.
+        warm = "qemu-system-x86_64 --version; python3 -c 1; socat -V; lspci; sync"
+        host.run(["sh", "-c", f"({warm}) >/dev/null 2>&1"], deadline=deadline)
+        self._drop_ssh()
+        self._monitor("stop", deadline)
+        self._monitor("migrate", deadline, channels=_channel(place / "state"))
+        poll(
+            lambda: self._migrated("the state could not be saved", deadline),
+            deadline.within(300, "QEMU to save the state"),
+        )
+        for name in ("client", "client.pub", "host", "host.pub"):
+            shutil.copy(self._folder / name, place / name)
+        self._monitor("cont", deadline)
+
+    def _migrated(self, failure: str, deadline: Deadline) -> bool:
+        info = self._monitor("query-migrate", deadline)
+        if info.get("status") in ("failed", "cancelled"):
+            raise LabError(
+                failure,
+                seen=f"{info.get('error-desc', '')}\n{self._process.errors()}",
+                hint=f"remove {cache.directory() / 'states'}",
+            )
+        return bool(info.get("status") == "completed")
+
+    def _monitor(self, command: str, deadline: Deadline, **arguments: object) -> Any:
+        return self._process.monitor.execute(command, deadline, **arguments)
+
+    # ---- what a lab has --------------------------------------------------------------
+
+    def address(self, device: str) -> str:
+        """Where the host has ``device`` (a name of :data:`PORTS`): ``0000:BB:00.0``."""
+        return f"0000:{PORTS.index(device) + 1:02x}:00.0"
+
+    @property
+    def devices(self) -> Mapping[str, str]:
+        """Address on the host of each device that is there, by name."""
+        return {name: self.address(name) for name in PORTS if name not in self.missing}
+
+    def ssh(self, deadline: Deadline) -> SshTransport:
+        """Root's shell on the host: one connection, made anew where it broke."""
+        with self._ssh_lock:
+            if self._ssh is None or not self._ssh.alive:
+                self._ssh = SshTransport.connect(
+                    "host",
+                    "127.0.0.1",
+                    port=self.ssh_port,
+                    key_file=self.key_file,
+                    host_key=self.host_key,
+                    deadline=deadline,
+                )
+            return self._ssh
+
+    def _drop_ssh(self) -> None:
+        with self._ssh_lock:
+            if self._ssh is not None:
+                self._ssh.close()
+            self._ssh = None
+
+    # ---- out of band -----------------------------------------------------------------
+
+    def power_cycle(self, deadline: Deadline) -> None:
+        """Off and on: returns when the host answers again.  Connections to it are gone."""
+        self._drop_ssh()
+        self.console.forget_panic()
+        start = self.console.log.end
+        self._monitor("system_reset", deadline)
+        self._monitor("cont", deadline)
+        cursor = self.console.log.follow(start)
+        seen = b""
+        limit = deadline.within(300, "the lab host to boot again")
+        while b"login: " not in seen:
+            chunk = cursor.read(min(limit.remaining, 1.0))
+            if chunk == b"" or self.console.log.panic is not None:
+                raise LabError("the lab host did not boot", console=self.console.log.tail(30))
+            if limit.expired:
+                raise limit.exceeded("\n".join(self.console.log.tail(5)))
+            seen = seen[-20:] + (chunk or b"")
+        self.ssh(deadline)
+
+    def nmi(self, deadline: Deadline | None = None) -> None:
+        """Send a non-maskable interrupt to every processor."""
+        self._monitor("inject-nmi", deadline or Deadline(10, "the NMI"))
+
+    def physical_memory(self) -> PhysicalMemory:
+        """The host's RAM, read without the host's help."""
+        return _Memory(self._save_physical, self._plan.memory)
+
+    def drhd_registers(self) -> bytes:
+        """The 4 KiB of VT-d registers at :data:`DRHD_BASE`.
+
+        Raises:
+            LabError: this lab has no IOMMU.
+        """
+        if not self._plan.iommu:
+            raise LabError("this emulated lab was brought up without an IOMMU")
+        return self._save_physical(DRHD_BASE, DRHD_SIZE)
+
+    def _save_physical(self, address: int, length: int) -> bytes:
+        deadline = Deadline(60, "physical memory")
+        with self._scratch() as path:
+            self._monitor("pmemsave", deadline, val=address, size=length, filename=str(path))
+            data = path.read_bytes()
+        if len(data) != length:
+            raise LabError(f"QEMU gave {len(data)} of {length} bytes at {address:#x}")
+        return data
+
+    def screenshot(self) -> bytes:
+        """What the virtio-gpu's display shows, as PNG.
+
+        Raises:
+            LabError: nothing has been drawn yet.
+        """
+        with self._scratch() as path:
+            self._monitor(
+                "screendump", Deadline(30, "a screenshot"), filename=str(path), device="gpu0",
+                format="png",
+            )  # fmt: skip
+            return path.read_bytes()
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        path = self._folder / f"scratch-{threading.get_ident()}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """End the machine; nothing of it stays but caches.  Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._drop_ssh()
+        if hasattr(self, "console"):
+            self.console.close()
+        if hasattr(self, "_process"):
+            self._process.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _channel(path: Path) -> list[dict[str, object]]:
+    address = {"transport": "file", "filename": str(path), "offset": 0}
+    return [{"channel-type": "main", "addr": address}]
+
+
+class _Memory:
+    def __init__(self, save: Callable[[int, int], bytes], size: int) -> None:
+        self._save = save
+        low = size if size < _LOW_LIMIT else _LOW_SIZE
+        self._ranges = ((0, low), (_HIGH, _HIGH + size - low))
+
+    def read(self, address: int, length: int) -> bytes:
+        """As :meth:`hil.iommu.memory.PhysicalMemory.read`."""
+        if not any(first <= address and address + length <= end for first, end in self._ranges):
+            raise LabError(f"the lab host has no memory at {address:#x}+{length:#x}")
+        return self._save(address, length) if length else b""
+
+
+def _require_memory(size: int) -> None:
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    if found is not None and int(found[1]) << 10 < size:
+        raise LabError(
+            f"the emulated lab needs {size / 2**30:.1f} GiB of memory, "
+            f"{int(found[1]) / 2**20:.1f} GiB are available",
+            hint="end other programs",
+        )
