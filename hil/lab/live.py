@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -102,6 +103,9 @@ def live_emulated(lab: Lab, machine: EmulatedLab, deadline: Deadline) -> LiveLab
     from hil.platforms.linux import LinuxVfio
 
     (name,) = lab.hosts
+    # An older QEMU lacks some device models; the machine says which and why.
+    devices = {n: device for n, device in lab.devices.items() if n not in machine.missing}
+    lab = dataclasses.replace(lab, devices=devices)
     platform = LinuxVfio(name, machine.ssh(deadline), images=images_of(lab), out_of_band=machine)
     return LiveLab(lab, {name: platform}, machine)
 

@@ -13,8 +13,8 @@ _KEY_BLOCK = re.compile(
 )
 _NAMED = re.compile(
     r"""(?ix)
-    (?<![a-z0-9]) (
-        [a-z0-9_-]{0,40} (?: password | passwd | passphrase | secret | api[_-]?key | token )
+    (
+        (?: password | passwd | passphrase | secret | api[_-]?key | token )
         ["']? (?: \s{0,9} [=:] \s{0,9} | \s{1,9} (?= ["'] ) )
         | authorization \s{0,9} : \s{0,9} (?: basic | bearer ) \s{1,9}
         | sshpass \s{1,9} -p \s{0,9}
@@ -22,7 +22,7 @@ _NAMED = re.compile(
     ( "[^"\n]*" | '[^'\n]*' | [^\s"',;]+ )
     """
 )
-_URL = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://[^\s/:@]+:)[^\s/@]+(?=@)")
+_URL = re.compile(r"(://[^\s/:@]{1,200}:)[^\s/@]{1,500}(?=@)")
 
 REDACTED = "[redacted]"
 

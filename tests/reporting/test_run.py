@@ -1,0 +1,195 @@
+"""The folder of a run, summaries of runs whole and killed, and Allure's configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hil.errors import Fault, HilError, InventoryError, LabError
+from hil.reporting import html
+from hil.reporting.allure import CATEGORIES, Environment, bug_links, labels, severity
+from hil.reporting.outcome import Outcome, Status
+from hil.reporting.run import Run
+from hil.reporting.summary import Totals, render, write_summary
+
+
+def outcome(name: str, status: Status = Status.PASSED, **more: object) -> Outcome:
+    values = {"test": f"suites/dma/test_x.py::{name}", "status": status, "seconds": 1.0}
+    return Outcome(**{**values, "provenance": "emulated", "area": "dma", **more})  # type: ignore[arg-type]
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    runs = {Run.create(tmp_path / "reports", "rack").directory for _ in range(5)}
+    assert len(runs) == 5
+    assert (tmp_path / "reports" / "latest").resolve() in runs
+
+
+def test_a_name_of_a_lab_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "../../etc/x y")
+    assert run.directory.parent == tmp_path.resolve()
+
+
+def test_latest_never_replaces_what_a_person_put_there(tmp_path: Path) -> None:
+    (tmp_path / "latest").mkdir()
+    Run.create(tmp_path, "rack")
+    assert not (tmp_path / "latest").is_symlink()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InventoryError, match="not the folder of a run"):
+        html.generate(tmp_path)
+
+
+def test_outcomes_survive_a_kill_in_the_midst_of_a_line(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "rack")
+    run.write_state({"tests": 3, "kind": "emulated"})
+    run.add(outcome("test_a[nic0]", catalogue=("DM1",), devices=("nic0",)))
+    run.add(outcome("test_b", Status.FAILED, reason="wrong", catalogue=("DM1", "DM3")))
+    with (run.directory / "outcomes.jsonl").open("a") as file:
+        file.write('{"test": "suites/x')
+    summary = write_summary(run)
+    assert summary["complete"] is False
+    assert summary["planned"] == 3
+    assert summary["counts"]["passed"] == 1
+    assert summary["catalogue"] == {"DM1": "failed", "DM3": "failed"}
+    assert summary["provenance"] == "emulated"
+    assert "1 mistakes" not in json.dumps(summary)
+    assert html.configuration(run)["name"].endswith("INCOMPLETE")
+    assert html.variables(run)["incomplete"] == "2 of 3 tests ended: the run was cut short"
+
+
+def test_a_run_that_left_tests_out_is_not_complete(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "rack")
+    run.write_state({"tests": 2})
+    run.add(outcome("test_a"))
+    run.finish()
+    assert not run.complete
+    run.add(outcome("test_b"))
+    assert run.complete
+
+
+def test_an_unreadable_state_is_an_incomplete_run(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "rack")
+    (run.directory / "run.json").write_text("{")
+    assert not run.complete
+    assert html.configuration(run)["name"].endswith("INCOMPLETE")
+
+
+def test_outcomes_are_read_as_they_were_written() -> None:
+    written = outcome("test_a[nic0]", Status.BLOCKED, reason="“x”", bugs=("3", "PR 1"))
+    assert Outcome.from_json(written.to_json()) == written
+
+
+def test_titles_read_as_words() -> None:
+    assert outcome("test_it_works[nic0]", catalogue=("AS1",)).title == "AS1 it works [nic0]"
+    assert outcome("test_control_a_lie_is_seen").title == "control: a lie is seen"
+
+
+def test_the_summary_groups_reasons_and_names_the_slowest() -> None:
+    outcomes = [outcome(f"test_{n}", Status.SKIPPED, reason="no gpu") for n in range(9)]
+    outcomes += [
+        outcome("test_slow", seconds=12.5),
+        outcome("test_bad", Status.BROKEN, reason="gone", fault="lab"),
+    ]
+    text = render(Totals.of(outcomes), lab="rack", kind="simulated", width=100)
+    assert "9× no gpu" in text
+    assert "… and 3 more" in text
+    assert "slowest: slow 12.5 s" in text
+    assert "1 passed, 1 broken, 9 skipped" in text
+    assert "gone  [lab]" in text
+    assert "nothing here was hardware" in text
+    assert "\x1b" not in text
+
+
+def test_markup_in_reasons_is_not_obeyed() -> None:
+    text = render(
+        Totals.of([outcome("t", Status.FAILED, reason="[red]x[/] :boom:")]),
+        lab="l",
+        kind="physical",
+    )
+    assert "[red]x[/] :boom:" in text
+
+
+def test_every_fault_has_a_category() -> None:
+    assert {fault.value for fault in Fault} <= set(CATEGORIES)
+
+
+def test_labels_name_provenance_area_device_danger_and_fault() -> None:
+    found = labels(
+        outcome(
+            "t",
+            Status.BROKEN,
+            fault="lab",
+            danger=2,
+            devices=("nic0",),
+            catalogue=("RS2",),
+            bugs=("3", "PR 222937"),
+            area="iommu",
+        )
+    )
+    for label in (
+        ("provenance", "emulated"),
+        ("feature", "IOMMU"),
+        ("subSuite", "nic0"),
+        ("tag", "danger 2"),
+        ("tag", "RS2"),
+        ("tag", "bug 3"),
+        ("tag", "PR 222937"),
+        ("fault", "lab"),
+        ("severity", "blocker"),
+    ):
+        assert label in found
+
+
+def test_severity_follows_area_and_danger() -> None:
+    assert severity("dma", 0) == "critical"
+    assert severity("reset", 2) == "blocker"
+    assert severity("preflight", 0) == "minor"
+    assert severity("lifecycle", 1) == "normal"
+
+
+def test_only_references_that_are_known_become_links() -> None:
+    assert bug_links(("3", "PR 222937", "D30827", "javascript:x")) == [
+        ("PR 222937", "https://bugs.freebsd.org/bugzilla/show_bug.cgi?id=222937"),
+        ("D30827", "https://reviews.freebsd.org/D30827"),
+    ]
+
+
+def test_the_environment_is_a_properties_file(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "rack")
+    Environment.write(run, {"a: system": "Debian = 12\nx"})
+    Environment.write(run, {"b": "2"})
+    assert (run.results / "environment.properties").read_text() == (
+        "a\\:\\ system=Debian\\ \\=\\ 12\\ x\nb=2\n"
+    )
+    assert Environment.read(run) == {"a: system": "Debian = 12\nx", "b": "2"}
+
+
+@pytest.mark.parametrize("given", ["missing", ""])
+def test_a_missing_generator_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("HIL_ALLURE", given)
+    monkeypatch.setenv("HIL_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = Run.create(tmp_path / "r", "rack")
+    with pytest.raises(HilError) as error:
+        html.generate(run.directory)
+    assert "npm install" in error.value.hint
+
+
+def test_a_generator_that_fails_is_the_labs_error_and_shows_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "allure"
+    fake.write_text("#!/bin/sh\necho 'node is too old' >&2\nexit 3\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("HIL_ALLURE", str(fake))
+    run = Run.create(tmp_path / "r", "rack")
+    with pytest.raises(LabError, match="status 3") as error:
+        html.generate(run.directory)
+    assert "node is too old" in error.value.seen
+    assert not list(run.directory.glob("*.html*"))
