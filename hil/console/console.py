@@ -18,7 +18,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,10 @@ LOGIN = rb"(?<!Last )login: ?"
 """A getty's prompt, on Linux, FreeBSD and illumos."""
 PASSWORD = rb"[Pp]assword(?: for [^:\r\n]*)?: ?"
 REFUSED = rb"Login incorrect|Login timed out|Authentication failure"
-PROMPT = rb"[#$%>] ?(?:\x1b\[[0-9;?]*[A-Za-z])*$"
-"""A shell's prompt, as the last thing on the console."""
+# Any number of whole lines of Linux's kernel.
+_GAP = rb"(?:" + TIME_STAMP.encode() + rb"[^\n]*\n)*+"
+PROMPT = rb"[#$%>] ?(?:\x1b\[[0-9;?]*[A-Za-z])*" + _GAP + rb"$"
+"""A shell's prompt, as the last thing on the console but for the kernel's messages."""
 
 Pattern = str | bytes | re.Pattern[bytes]
 
@@ -52,7 +54,8 @@ _WINDOW = _MAXREAD + 8192
 _BEFORE_LIMIT = 32 * 1024 * 1024
 #: Longest line typed: half of the 1,920 bytes that a FreeBSD tty takes at 9,600 baud.
 _LINE_LIMIT = 900
-_PIECE = 160
+#: Most bytes of a command in one line where they are not printable, five letters each.
+_PIECE = 150
 #: Seconds of silence after which a marker that a kernel message may have cut is looked for.
 _QUIET = 0.05
 _TAIL = 16 * 1024
@@ -348,7 +351,7 @@ class Console:
         # Each marker ends a line, for those who read the log.
         marker = f'printf "%s%s%s%s\\n" {first} {second} "$HIL_T"'
         self.send_line(
-            f"HIL_T=; trap 'exit 130' INT; "
+            f"HIL_T=; HIL_E=$(printf '\\n_'); HIL_E=${{HIL_E%_}}; trap 'exit 130' INT; "
             f'trap \'HIL_S=$?; test -z "$HIL_T" || {marker} "=x$HIL_S;"\' EXIT; '
             f"while IFS= read -r HIL_L; do case $HIL_L in "
             f"%*) HIL_T=${{HIL_L%% *}}; HIL_L=${{HIL_L#* }}; {marker} :; "
@@ -363,13 +366,8 @@ class Console:
 
         Piece by piece, each waited for: a terminal drops what it has no room for.
         """
-        variable = b""
-        for start in range(0, len(command), _PIECE):
-            octal = "".join(map(_spelled, command[start : start + _PIECE]))
-            # The underscore saves newlines at the end, which a substitution drops.
-            piece = f"HIL_C={variable.decode()}$(printf '%b_' '{octal}'); HIL_C=${{HIL_C%_}}"
-            self._transact(piece.encode(), deadline, 0)
-            variable = b"$HIL_C"
+        for line in _typed(command):
+            self._transact(line, deadline, 0)
 
     def _transact(
         self, line: bytes, deadline: Deadline, limit: int
@@ -513,6 +511,34 @@ class _Spawn(_Base):
             setattr(self, name, fresh)
 
 
+# Runs that are spelled alike: printable text, quotes, newlines; and what begins with any
+# other byte, with some of what follows it.
+_RUNS = re.compile(rb"([ -&(-~]{1,400})|('{1,50})|(\n{1,20})|.{1,%d}" % _PIECE, re.DOTALL)
+
+
+def _typed(command: bytes) -> Iterator[bytes]:
+    """Lines of a POSIX shell, of printable characters only, that set HIL_C to ``command``."""
+    line = b"HIL_C="
+    for run in _RUNS.finditer(command):
+        text, quotes, newlines = run.groups()
+        if text or quotes:
+            word = b"'" + text + b"'" if text else b'"' + quotes + b'"'
+        elif newlines:
+            word = b'"' + b"$HIL_E" * len(newlines) + b'"'
+        else:
+            # The underscore saves newlines at the end, which a substitution drops.
+            octal = "".join(map(_spelled, run.group())).encode()
+            word = b"$(printf '%b_' '" + octal + b"'); HIL_C=${HIL_C%_}"
+        if len(line) + len(word) > _LINE_LIMIT:
+            yield line
+            line = b"HIL_C=$HIL_C"
+        line += word
+        if word.endswith(b"_}"):
+            yield line
+            line = b"HIL_C=$HIL_C"
+    yield line
+
+
 def _spelled(byte: int) -> str:
     """A byte as printf's %b takes it, in characters that no terminal treats specially."""
     letter = chr(byte)
@@ -527,7 +553,6 @@ def _compile(pattern: Pattern) -> re.Pattern[bytes]:
 
 # A whole line of Linux's kernel, wherever it begins: it may cut a command's own line.
 _KERNEL_LINE = re.compile(TIME_STAMP.encode() + rb"[^\n]*\r\n")
-_GAP = rb"(?:" + TIME_STAMP.encode() + rb"[^\n]*\n)*+"
 
 
 class _Marker:

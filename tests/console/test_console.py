@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hil import events
-from hil.console.console import LOGIN, Console
+from hil.console.console import LOGIN, PROMPT, Console
 from hil.deadline import Deadline
 from hil.errors import CommandError, DeadlineExceeded, GuestError, InventoryError, LabError
 from tests.console.streams import PtyStream, ScriptedStream
@@ -406,6 +406,12 @@ def test_a_console_that_is_logged_in_already() -> None:
     console = Console("guest", PtyStream(["dash", "-i"]))
     console.login("root", None, soon())
     assert console.run("echo in", soon()).output == "in\n"
+    console.close()
+
+
+def test_a_kernel_line_does_not_hide_a_prompt() -> None:
+    console = Console("guest", ScriptedStream([b"BusyBox v1.35\r\n# \x1b[6n" + LINUX * 2]))
+    assert console.wait_for_boot(PROMPT, soon()).index == 0
     console.close()
 
 
