@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from hil import events
@@ -82,6 +83,8 @@ class BenchDevice:
     vfs: int = 0
     parent: BenchDevice | None = None
     reservation: Reservation | None = field(default=None, init=False)
+    used: bool = field(default=False, init=False)
+    """Whether the last thing that happened to it was the end of a guest that had it."""
 
     @property
     def address(self) -> Address:
@@ -117,7 +120,15 @@ class BenchDevice:
                 self.reservation, self.host.limit(60, f"the return of {self}")
             )
             self.reservation = None
+            self.used = False
             events.emit(events.PhaseReached(self.name, "returned"))
+
+    @property
+    def host_driver(self) -> str | None:
+        """The host's own driver of its first function, whoever has it now."""
+        if self.reservation is not None:
+            return self.reservation.previous_drivers[self.address]
+        return self.look().driver
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address})"
@@ -160,6 +171,13 @@ class GuestPool:
             guest.destroy()
             raise
 
+    def fresh_each(self, *devices: BenchDevice) -> dict[Guest, BenchDevice]:
+        """A ready guest for each device, all of them booted at the same time."""
+        guests = {self.prepare(device): device for device in devices}
+        with ThreadPoolExecutor(len(guests) or 1) as pool:
+            list(pool.map(Guest.boot, guests))
+        return guests
+
     def prepare(
         self, *devices: BenchDevice, host: BenchHost | None = None, memory: int = GUEST_MEMORY
     ) -> Guest:
@@ -168,6 +186,7 @@ class GuestPool:
         for device in devices:
             self.make_free(device)
             device.reserve()
+            device.used = False
         spec = GuestSpec(
             name=self._name(devices),
             image=self.image,
@@ -182,8 +201,19 @@ class GuestPool:
 
     def release(self, device: BenchDevice) -> None:
         """Destroy whatever guest holds the device."""
-        for guest in [g for g, held in self._holders.items() if device in held]:
+        for guest in self._holds(device):
             guest.destroy()
+
+    def after_guest(self, device: BenchDevice) -> None:
+        """Bring the device to where a guest that had it has just been destroyed.
+
+        Where that is so already, and nothing happened to the device since, nothing is done.
+        """
+        if not (device.used and device.reservation is not None and not self._holds(device)):
+            self.shared(device).destroy()
+
+    def _holds(self, device: BenchDevice) -> list[Guest]:
+        return [guest for guest, held in self._holders.items() if device in held]
 
     def give_back(self, device: BenchDevice) -> None:
         """Destroy whatever guest holds the device and return it to the host."""
@@ -212,7 +242,8 @@ class GuestPool:
             raise ExceptionGroup("guests could not be destroyed", failures)
 
     def _forget(self, guest: Guest) -> None:
-        self._holders.pop(guest, None)
+        for device in self._holders.pop(guest, ()):
+            device.used = guest.booted
         if guest in self._guests:
             self._guests.remove(guest)
         for key in [k for k, g in self._shared.items() if g is guest]:

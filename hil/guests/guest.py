@@ -63,6 +63,8 @@ class Guest:
         self.os = os
         self.pace = pace
         self.state = GuestState.PREPARED
+        self.booted = False
+        """Whether it ever was ready."""
         self._console: Console | None = None
         self._ssh: Transport | None = None
         self._on_destroy = on_destroy
@@ -117,6 +119,7 @@ class Guest:
                 console=self.console.log.tail(30),
             ) from error
         self._enter(GuestState.READY)
+        self.booted = True
 
     def wait_for_reboot(self, deadline: Deadline | None = None) -> None:
         """Wait until a guest that restarts by itself is ready again."""

@@ -148,7 +148,7 @@ class LinuxGuest(GuestOS):
             case $(readlink "$b") in
                 */"$1"/*) [ -e "$b/partition" ] || echo "/dev/${b##*/}" ;;
             esac
-        done
+        done | sed 's/\(nvme[0-9]*\)c[0-9]*n/\1n/'  # multipath: nvme0c1n1 serves nvme0n1
         """
         return ["sh", "-c", script, "hil", str(address)]
 
@@ -161,7 +161,7 @@ class LinuxGuest(GuestOS):
             ip link set "$net" up
             exec ping -q -f -6 -I "$net" ff02::1
         fi
-        disk=$(basename "$(ls -d "$d"/nvme/nvme*/nvme*n1)")
+        disk=$(ls -d "$d"/nvme/nvme*/nvme*n1 | sed 's/.*\///; s/c[0-9]*n/n/')
         while dd if="/dev/$disk" of=/dev/null bs=1M iflag=direct status=none; do :; done
         """
         return ["sh", "-c", script, "hil", str(address)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from hil.bench import BenchDevice, Peer
 from hil.deadline import Deadline, poll
-from hil.errors import ProductError
+from hil.errors import LabError, ProductError
 from hil.guests.guest import Guest
 from hil.oracles.crosstalk import Pair
 from hil.oracles.dma import HostCanary
@@ -18,12 +18,17 @@ from hil.oracles.iommu import check_no_faults, new_faults
 from hil.probes import nic
 
 #: Frames that a guest must have received before it counts as being at full rate.
-WARM = 2000
+WARM = 500
+#: Bytes of canary put where a killed guest's memory was.
+FREED = 32 << 20
 
 
 @contextlib.contextmanager
-def full_rate(guest: Guest, device: BenchDevice, peer: Peer) -> Iterator[None]:
-    """The peer floods the guest's NIC; the block starts once the guest is receiving."""
+def full_rate(guest: Guest, device: BenchDevice, peer: Peer) -> Iterator[Callable[[], None]]:
+    """The peer floods the guest's NIC; the block starts once the guest is receiving.
+
+    The block gets a check that the peer has gone on sending ever since.
+    """
     interface = guest.interface_of(device.address)
     payload = secrets.token_bytes(256)
     with nic.blast(peer, guest.mac_of(interface), payload=payload):
@@ -32,31 +37,44 @@ def full_rate(guest: Guest, device: BenchDevice, peer: Peer) -> Iterator[None]:
             lambda: guest.received(interface) > before + WARM,
             guest.limit(30, f"{WARM} received frames"),
         )
-        yield
+        sent = nic.counters(peer).sent
+
+        def still_sending() -> None:
+            now = nic.counters(peer).sent
+            if now < sent + WARM:
+                raise LabError(
+                    f"the peer {peer.interface} sent only {now - sent} frames after the kill: "
+                    "nothing was put to the test"
+                )
+
+        yield still_sending
 
 
-def canary_in_freed_memory(device: BenchDevice) -> HostCanary:
+@contextlib.contextmanager
+def canary_in_freed_memory(device: BenchDevice) -> Iterator[HostCanary]:
     """A canary made right after a guest's end: the host hands out what was freed last."""
-    return HostCanary(device.host, 64 << 20)
+    canary = HostCanary(device.host, FREED)
+    try:
+        yield canary
+    finally:
+        canary.close()
 
 
 def check_nothing_arrives(
-    device: BenchDevice, peer: Peer, canaries: Sequence[HostCanary], seconds: float
+    device: BenchDevice, canaries: Sequence[HostCanary], seconds: float
 ) -> None:
-    """For ``seconds``, with the peer still sending, no host memory changes, no DMA is tried.
+    """For ``seconds`` no host memory changes and no DMA of the device is refused.
 
     Raises:
-        ProductError: a canary changed, or the peer did not send at all.
+        ProductError: a canary changed, or the IOMMU recorded a fault.
     """
-    faults_before = device.host.platform.faults(device.host.limit(20, "the fault log"))
-    sent_before = nic.counters(peer).sent
+    platform = device.host.platform
+    before = platform.faults(device.host.limit(20, "the fault log"))
     _let_pass(seconds, f"late DMA of {device}")
     for canary in canaries:
         canary.check_intact()
-    if seconds and nic.counters(peer).sent <= sent_before:
-        raise ProductError(f"the peer {peer.interface} did not send: nothing was put to the test")
-    faults = device.host.platform.faults(device.host.limit(20, "the fault log"))
-    check_no_faults(new_faults(faults_before, faults))
+    after = platform.faults(device.host.limit(20, "the fault log"))
+    check_no_faults(new_faults(before, after))
 
 
 def _let_pass(seconds: float, what: str) -> None:

@@ -11,6 +11,7 @@ import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Protocol
 
 from hil import events
@@ -41,7 +42,8 @@ from hil.platforms.contract import (
 from hil.platforms.linux_canary import FileCanary
 from hil.platforms.linux_guest import QemuMachine
 from hil.platforms.linux_memory import KcoreMemory, read_device_memory
-from hil.transport.base import Transport
+from hil.transport.agent import Agent, AgentEndedError
+from hil.transport.base import Result, Transport
 
 SYSFS = "/sys/bus/pci/devices"
 STUB = "vfio-pci"
@@ -80,6 +82,7 @@ d=/sys/bus/pci/devices/$1
 echo "$2" > "$d/driver_override" || exit
 if [ -e "$d/driver" ]; then echo "$1" > "$d/driver/unbind" || exit; fi
 echo "$1" > /sys/bus/pci/drivers_probe
+readlink "$d/driver"
 true
 """
 
@@ -103,6 +106,16 @@ exit 0
 """
 
 
+_FOOTPRINT = r"""
+echo "guests $(find /proc/[0-9]*/exe -lname '*/qemu-system-*' 2>/dev/null | wc -l)"
+echo "files $(find "$1" -mindepth 1 2>/dev/null | wc -l)"
+echo "groups $(ls /dev/vfio 2>/dev/null | grep -c '^[0-9]')"
+echo "canaries $(find /dev/shm -maxdepth 1 -name 'hil-canary.*' | wc -l)"
+sed -n -e 's/^Mlocked: *\([0-9]*\) kB/locked_kib \1/p' \
+    -e 's/^HugePages_Total: */huge_pages /p' /proc/meminfo
+"""
+
+
 class LinuxVfio(Platform):
     """A Linux host whose guests run under QEMU/KVM.
 
@@ -111,7 +124,9 @@ class LinuxVfio(Platform):
         transport: a root shell on it.
         images: the guest images it has.
         out_of_band: for an emulated host, the way to its memory that does not need it.
-        directory: where guests' sockets and canaries go on the host; made when needed.
+        directory: where guests' sockets go on the host; made when needed.
+        features: what else this host can do.
+        python: whether to use Python 3 on the host where it has it.
     """
 
     name = "linux-vfio"
@@ -136,6 +151,7 @@ class LinuxVfio(Platform):
         out_of_band: OutOfBand | None = None,
         directory: str = "/run/hil",
         features: Iterable[Feature] = (),
+        python: bool = True,
     ) -> None:
         self.host = host
         self.transport = transport
@@ -143,6 +159,8 @@ class LinuxVfio(Platform):
         self._out_of_band = out_of_band
         self._directory = directory
         self._machines: dict[str, QemuMachine] = {}
+        self._agent_tried = not python
+        self._running_agent: Agent | None = None
         self.features = frozenset(
             {
                 Feature.FAULTS,
@@ -190,19 +208,36 @@ class LinuxVfio(Platform):
         )
 
     def functions(self, deadline: Deadline) -> tuple[Function, ...]:
-        return parse_survey(self._sh(_SURVEY, deadline=deadline), self.host)
+        return parse_survey(self._survey("*", deadline), self.host)
 
     def function(self, address: Address, deadline: Deadline) -> Function:
-        result = self.transport.run(["sh", "-c", _SURVEY, "hil", str(address)], deadline=deadline)
-        found = parse_survey(result.stdout, self.host) if result.status == 0 else ()
+        found = parse_survey(self._survey(str(address), deadline), self.host)
         if not found:
             raise LabError(
                 f"host {self.host} has no PCI function {address}",
                 host=self.host,
-                seen=result.stderr,
                 hint="see what it has with: hil devices",
             )
         return found[0]
+
+    def _survey(self, pattern: str, deadline: Deadline) -> str:
+        agent = self._agent(deadline)
+        if agent is not None:
+            return str(agent.ask("survey", deadline, pattern=pattern))
+        command = ["sh", "-c", _SURVEY, "hil", pattern]
+        return self.transport.run(command, deadline=deadline).check().stdout
+
+    def _agent(self, deadline: Deadline) -> Agent | None:
+        """A program on the host that answers faster than processes start, if it has Python."""
+        if self._agent_tried:
+            return self._running_agent
+        code = files("hil.platforms.remote").joinpath("on_host.py").read_text("utf-8")
+        try:
+            self._running_agent = Agent(self.transport, code, deadline)
+        except AgentEndedError:
+            self._running_agent = None
+        self._agent_tried = True
+        return self._running_agent
 
     def read_config(self, address: Address, deadline: Deadline) -> ConfigSpace:
         return ConfigSpace(self.transport.get(f"{SYSFS}/{address}/config", deadline=deadline))
@@ -325,27 +360,25 @@ class LinuxVfio(Platform):
     def _bind(self, address: Address, driver: str | None, deadline: Deadline) -> None:
         """Bind to ``driver``; ``None`` leaves the choice to the kernel, as at boot."""
         override = STUB if driver == STUB else ""
-        result = self.transport.run(
-            ["sh", "-c", _BIND, "hil", str(address), override], deadline=deadline
-        )
-        now = self._driver(address, deadline)
-        if result.status != 0 or now != driver:
+        agent = self._agent(deadline)
+        if agent is not None:
+            now, error = agent.ask("bind", deadline, address=str(address), override=override)
+        else:
+            result = self._script(_BIND, address, override, deadline=deadline)
+            now, error = result.stdout.strip().rpartition("/")[2], result.stderr
+        if error or (now or None) != driver:
             raise ProductError(
                 f"{address} should be bound to {driver or 'no driver'} "
                 f"but is bound to {now or 'no driver'}",
                 host=self.host,
-                seen=result.stderr or self.kernel_log(deadline)[-1000:],
+                seen=error or self.kernel_log(deadline)[-1000:],
             )
 
-    def _driver(self, address: Address, deadline: Deadline) -> str | None:
-        result = self.transport.run(["readlink", f"{SYSFS}/{address}/driver"], deadline=deadline)
-        return result.stdout.strip().rpartition("/")[2] or None
-
     def _held(self, address: Address, deadline: Deadline) -> bool:
-        if self._driver(address, deadline) != STUB:
-            return False
-        held = self.transport.run(["sh", "-c", _HELD, "hil", str(address)], deadline=deadline)
-        return held.status == 0
+        agent = self._agent(deadline)
+        if agent is not None:
+            return bool(agent.ask("held", deadline, address=str(address)))
+        return self._script(_HELD, address, deadline=deadline).status == 0
 
     def create_vfs(self, address: Address, count: int, deadline: Deadline) -> tuple[Address, ...]:
         with events.step(f"create {count} VFs of {address} on {self.host}"):
@@ -450,19 +483,13 @@ class LinuxVfio(Platform):
         return system.parse_interrupts(result.check().stdout)
 
     def footprint(self, deadline: Deadline) -> Mapping[str, int]:
-        text = self._sh(
-            r"""
-            echo "guests $(find /proc/[0-9]*/exe -lname '*/qemu-system-*' 2>/dev/null | wc -l)"
-            echo "files $(find "$1" -mindepth 1 2>/dev/null | wc -l)"
-            echo "groups $(ls /dev/vfio 2>/dev/null | grep -c '^[0-9]')"
-            echo "canaries $(find /dev/shm -maxdepth 1 -name 'hil-canary.*' | wc -l)"
-            sed -n -e 's/^Mlocked: *\([0-9]*\) kB/locked_kib \1/p' \
-                -e 's/^HugePages_Total: */huge_pages /p' /proc/meminfo
-            """,
-            self._directory,
-            deadline=deadline,
-        )
-        counts = {key: int(value) for key, value in (line.split() for line in text.splitlines())}
+        agent = self._agent(deadline)
+        if agent is not None:
+            counts: dict[str, int] = agent.ask("footprint", deadline, directory=self._directory)
+        else:
+            text = self._sh(_FOOTPRINT, self._directory, deadline=deadline)
+            pairs = (line.split() for line in text.splitlines())
+            counts = {key: int(value) for key, value in pairs}
         if self._out_of_band is not None:
             entries = list(self.tables(deadline).entries())
             counts["table entries"] = len(entries)
@@ -472,9 +499,12 @@ class LinuxVfio(Platform):
     def kernel_log(self, deadline: Deadline) -> str:
         return self.transport.run(["dmesg"], deadline=deadline).check().stdout
 
-    def _sh(self, script: str, *arguments: object, deadline: Deadline) -> str:
+    def _script(self, script: str, *arguments: object, deadline: Deadline) -> Result:
         command = ["sh", "-c", script, "hil", *map(str, arguments)]
-        return self.transport.run(command, deadline=deadline).check().stdout
+        return self.transport.run(command, deadline=deadline)
+
+    def _sh(self, script: str, *arguments: object, deadline: Deadline) -> str:
+        return self._script(script, *arguments, deadline=deadline).check().stdout
 
 
 # ---- parsers: text in, values out ------------------------------------------------
@@ -517,9 +547,9 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
                 sizes[path.removesuffix("/config")] = int(size)
             elif kind == "configs":
                 data = base64.b64decode(rest, validate=True)
-                for name, size in sizes.items():
-                    drafts[name] = _Draft(data[:size], {}, [])
-                    data = data[size:]
+                for name, length in sizes.items():
+                    drafts[name] = _Draft(data[:length], {}, [])
+                    data = data[length:]
             elif kind == "link":
                 where, name, target = rest.split(" ", 2)
                 drafts[where.rstrip("/")].links[name] = target

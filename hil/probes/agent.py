@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from hil.deadline import Deadline
-from hil.errors import GuestError
+from hil.errors import GuestError, LabError
 from hil.guests.guest import Guest
 from hil.pci.address import Address
-from hil.transport.base import ByteStream
-
-_LONGEST_ANSWER = 64 << 20
+from hil.transport.agent import Agent, AgentError, AgentEndedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,52 +40,23 @@ class GuestAgent:
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
-        self._buffer = b""
         code = files("hil.probes.remote").joinpath("in_guest.py").read_text("utf-8")
-        deadline = guest.limit(30, "the in-guest driver")
-        self._stream: ByteStream = guest.ssh.open_stream(
-            ["python3", "-u", "-c", code], deadline=deadline
-        )
-        self._answer("start", deadline)
+        try:
+            self._agent = Agent(guest.ssh, code, guest.limit(30, "the in-guest driver"))
+        except AgentEndedError as error:
+            raise self._error(error, "has the guest's image Python 3?") from error
 
     def ask(self, what: str, *, seconds: float = 20, **arguments: object) -> Any:
         """Run one command of the driver and return its answer."""
         deadline = self._guest.limit(seconds, f"{what} by the in-guest driver")
-        self._stream.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
-        return self._answer(what, deadline)
+        try:
+            return self._agent.ask(what, deadline, **arguments)
+        except (AgentError, AgentEndedError) as error:
+            raise self._error(error, "has the guest's kernel vfio-pci?") from error
 
-    def _answer(self, what: str, deadline: Deadline) -> Any:
-        noise: list[bytes] = []  # stderr is merged in: a traceback, a warning
-        while True:
-            line = self._line(what, deadline, noise)
-            try:
-                answer = json.loads(line)
-                return answer["ok"]
-            except ValueError:
-                noise.append(line)
-            except KeyError:
-                raise GuestError(
-                    f"{what} failed in guest {self._guest.name}",
-                    seen=str(answer.get("error"))[:2000],
-                    console=self._guest.console.log.tail(10),
-                ) from None
-
-    def _line(self, what: str, deadline: Deadline, noise: list[bytes]) -> bytes:
-        while b"\n" not in self._buffer:
-            deadline.check(self._buffer[-500:].decode("utf-8", "replace"))
-            data = self._stream.read()
-            if not data or len(self._buffer) > _LONGEST_ANSWER:
-                raise GuestError(
-                    f"the in-guest driver of {self._guest.name} ended during {what}",
-                    seen=b"\n".join([*noise[-20:], self._buffer[-2000:]]).decode(
-                        "utf-8", "replace"
-                    ),
-                    hint="has the guest's image Python 3, and its kernel vfio-pci?",
-                    console=self._guest.console.log.tail(10),
-                )
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
+    def _error(self, error: LabError, hint: str) -> GuestError:
+        tail = self._guest.console.log.tail(10)
+        return GuestError(error.message, seen=error.seen, hint=hint, console=tail)
 
     def open(self, address: Address) -> None:
         """Take the function from its driver in the guest and switch bus mastering on."""
@@ -114,4 +81,4 @@ class GuestAgent:
 
     def close(self) -> None:
         """End the driver; functions it held stay bound to vfio-pci in the guest."""
-        self._stream.close()
+        self._agent.close()

@@ -16,8 +16,7 @@ from hil.oracles import leftovers, ownership, race
 def test_a_device_goes_to_a_guest_and_comes_back_working(
     device: BenchDevice, guests: GuestPool
 ) -> None:
-    guests.give_back(device)
-    driver = device.look().driver
+    driver = device.host_driver
     guest = guests.shared(device)
     ownership.check_guest_sees(guest, device)
     guests.give_back(device)
@@ -40,7 +39,7 @@ def test_bind_cycles_leave_nothing_behind(
     device: BenchDevice, guests: GuestPool, cycles: int
 ) -> None:
     guests.give_back(device)
-    driver = device.look().driver
+    driver = device.host_driver
     with leftovers.none_expected(device.host):
         for _ in range(cycles):
             device.reserve()

@@ -47,9 +47,8 @@ def test_a_panic_is_told_as_the_guests_at_once(guests: GuestPool, lab: Bench) ->
 def test_a_guest_destroyed_at_work_gives_a_working_device_back(
     device: BenchDevice, guests: GuestPool
 ) -> None:
-    guests.give_back(device)
-    driver = device.look().driver
-    guest = guests.fresh(device)
+    driver = device.host_driver
+    guest = guests.shared(device)
     with guest.working(device.address):
         guest.destroy()
     device.give_back()
@@ -85,7 +84,8 @@ def test_several_guests_with_devices_run_side_by_side(device: BenchDevice, lab: 
     lab.guests.close()
     with lab.vfs(device, 2) as vfs:
         others = [d for d in lab.devices.values() if d.kind in ("edu", "nvme")]
-        for guest, held in [(lab.guests.fresh(d), d) for d in (*vfs, *others)]:
+        held_by = lab.guests.fresh_each(*vfs, *others)
+        for guest, held in held_by.items():
             ownership.check_unharmed(guest)
             ownership.check_guest_sees(guest, held)
         assert len(lab.guests.living) == len(vfs) + len(others)

@@ -1,0 +1,152 @@
+"""Answers what a Linux lab host's PCI functions are; runs *on the host*.
+
+Prints of a survey the very lines that the shell script of :mod:`hil.platforms.linux` prints,
+so that one parser reads both.  Standard library only, Python 3.9 and later.
+"""
+
+from __future__ import annotations
+
+import base64
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+SYSFS = "/sys/bus/pci/devices/"
+TEXTS = ("vendor", "device", "resource", "reset_method", "sriov_totalvfs")
+
+
+def read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def lines_of(path: str) -> list[str]:
+    return read(path).decode("utf-8", "replace").splitlines()
+
+
+def survey(pattern: str) -> Iterator[str]:
+    names = sorted(os.path.basename(path) for path in glob.glob(SYSFS + pattern))
+    configs = [read(SYSFS + name + "/config") for name in names]
+    for name, config in zip(names, configs):
+        yield "size %s/config %d" % (name, len(config))
+    yield "configs " + base64.b64encode(b"".join(configs)).decode()
+    for name in names:
+        for entry in os.scandir(SYSFS + name):
+            if entry.is_symlink():
+                yield "link %s/ %s %s" % (name, entry.name, os.readlink(entry.path))
+        for text in TEXTS:
+            for line in lines_of(SYSFS + name + "/" + text):
+                yield "text %s/%s:%s" % (name, text, line)
+    for kind in ("net", "block"):
+        base = "/sys/class/" + kind + "/"
+        for name in sorted(os.listdir(base)) if os.path.isdir(base) else []:
+            if os.path.islink(base + name):
+                yield "interface %s %s" % (name, os.readlink(base + name))
+    for line in lines_of("/proc/mounts"):
+        yield "mount " + line
+    for line in lines_of("/proc/swaps")[1:]:
+        yield "swap " + line
+    if os.environ.get("SSH_CONNECTION"):
+        yield "ssh " + os.environ["SSH_CONNECTION"]
+    yield from addresses()
+    for line in lines_of("/proc/net/route"):
+        words = line.split()
+        if len(words) > 1 and words[1] == "00000000":
+            yield "default " + words[0]
+
+
+def addresses() -> Iterator[str]:
+    """Asked of ip(8) once: the management NIC does not change under a run."""
+    if not KNOWN:
+        done = subprocess.run(["ip", "-o", "addr"], capture_output=True, text=True, check=False)
+        KNOWN.extend("addr " + line for line in done.stdout.splitlines())
+    yield from KNOWN
+
+
+KNOWN: list[str] = []
+
+
+def driver_of(address: str) -> str:
+    try:
+        return os.path.basename(os.readlink(SYSFS + address + "/driver"))
+    except OSError:
+        return ""
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def do_survey(pattern: str) -> str:
+    return "\n".join(survey(pattern))
+
+
+def do_bind(address: str, override: str) -> list[str]:
+    """The driver afterwards, and what went wrong."""
+    error = ""
+    try:
+        write(SYSFS + address + "/driver_override", override + "\n")
+        if driver_of(address):
+            write(SYSFS + address + "/driver/unbind", address)
+        write("/sys/bus/pci/drivers_probe", address)
+    except OSError as problem:
+        error = str(problem)
+    return [driver_of(address), error]
+
+
+def do_held(address: str) -> bool:
+    """Opening a VFIO group is exclusive: EBUSY tells that a guest holds it."""
+    try:
+        group = os.path.basename(os.readlink(SYSFS + address + "/iommu_group"))
+        os.close(os.open("/dev/vfio/" + group, os.O_RDWR))
+    except OSError as error:
+        return error.errno == 16
+    return False
+
+
+def do_footprint(directory: str) -> dict[str, int]:
+    memory = {
+        match[1]: int(match[2])
+        for match in re.finditer(r"(\w+): *(\d+)", read("/proc/meminfo").decode("ascii", "replace"))
+    }
+    guests = 0
+    for path in glob.glob("/proc/[0-9]*/exe"):
+        try:
+            guests += "/qemu-system-" in os.readlink(path)
+        except OSError:
+            continue
+    vfio = os.listdir("/dev/vfio") if os.path.isdir("/dev/vfio") else []
+    return {
+        "guests": guests,
+        "files": sum(len(names) + len(files) for _, names, files in os.walk(directory)),
+        "groups": sum(name.isdigit() for name in vfio),
+        "canaries": len(glob.glob("/dev/shm/hil-canary.*")),
+        "locked_kib": memory.get("Mlocked", 0),
+        "huge_pages": memory.get("HugePages_Total", 0),
+    }
+
+
+def main() -> None:
+    commands: dict[str, Any] = {n[3:]: f for n, f in globals().items() if n.startswith("do_")}
+    print(json.dumps({"ok": sorted(commands)}), flush=True)
+    for line in sys.stdin:
+        try:
+            request = json.loads(line)
+            name = request.pop("do")
+            answer = {"ok": commands[name](**request)}
+        except Exception as error:  # told to the other side, which raises it there
+            answer = {"error": "%s: %s" % (type(error).__name__, error)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
