@@ -85,7 +85,8 @@ _BASE_PACKAGES = (
 )  # fmt: skip
 _BASE_MODULES = (
     "8021q", "bochs", "e1000e", "i6300esb", "iTCO_wdt", "igb", "igbvf", "loop", "msr", "nvme",
-    "overlay", "pvpanic-pci", "qemu_fw_cfg", "squashfs", "uio_pci_generic", "virtio-gpu",
+    "overlay", "pvpanic-pci", "qemu_fw_cfg", "squashfs", "uio_pci_generic", "vfio-pci",
+    "vfio_iommu_type1", "virtio-gpu",
     "virtio-rng", "virtio_balloon", "virtio_blk", "virtio_console", "virtio_net", "virtio_pci",
 )  # fmt: skip
 _INITRD_MODULES = ("virtio_pci", "virtio_blk", "squashfs", "overlay")
@@ -99,8 +100,6 @@ HOST = Recipe(
         "kvm-amd",
         "kvm-intel",
         "tun",
-        "vfio-pci",
-        "vfio_iommu_type1",
         "vhost_net",
     ),
     load=(
