@@ -110,7 +110,8 @@ marker can differ: it is what a lab's owner allows or not.
 A **control** is a run that must fail, and whose failure the suite expects: it shows that
 the oracle sees what it is there to see. A control stands beside a test if both use the
 same oracle; so one control can serve several rows. Where the column says *tests/*, the
-oracle's control needs no device and is in the framework's own tests.
+oracle's control needs no device and is in the framework's own tests. A dash means that
+there is none yet.
 
 """
 
