@@ -1,11 +1,12 @@
 """A console: commands beside a hand-written loop and labgrid; reading beside a bare loop.
 
-    python benchmarks/bench_console.py [SOCKET]
+    python benchmarks/bench_console.py [PORT]
 
 The commands run in a shell behind a stream socket, as a guest's serial console is: by
 default one shell a contender, each on a pseudo terminal, relayed by a process of its own.
-SOCKET names the Unix socket of a guest's console instead, logged in as root with the
-prompt ``# ``; the contenders then use it one after the other.  labgrid is measured if it is
+PORT is the TCP port on loopback of a guest's console instead (QEMU's
+``-serial tcp:127.0.0.1:PORT,server=on,wait=off,nodelay=on``), logged in as root with the prompt ``# ``;
+the contenders then use it one after the other.  labgrid is measured if it is
 installed (pip install labgrid): its ShellDriver on its SerialDriver, as its users run it.
 """
 
@@ -162,22 +163,22 @@ def commands_on_a_pty() -> None:
             report(f"{command}  (a shell on a pty)", alternate(contenders, ROUNDS))
 
 
-def commands_on(path: str) -> None:
+def commands_on(port: int) -> None:
     """The same on a guest's console, one contender after the other: it has but one."""
-    seconds: dict[str, list[float]] = {}
-    for name in ("hand-written loop", "hil"):
-        with socket.socket(socket.AF_UNIX) as link:
-            link.connect(path)
-            if name == "hil":
-                console = Console("guest", SocketStream(link))
-                runner = times(functools.partial(console.run, deadline=deadline()), ":")
-                runner()
-                seconds |= alternate({name: runner}, ROUNDS)
-                console.release(deadline())
-                console.close()
-            else:
-                seconds |= alternate({name: times(ByHand(link).run, ":")}, ROUNDS)
-    report(":  (the guest given)", seconds)
+    for command in (":", "ls /"):
+        seconds: dict[str, list[float]] = {}
+        with dial(port) as link:
+            seconds |= alternate({"hand-written loop": times(ByHand(link).run, command)}, ROUNDS)
+        console = Console("guest", SocketStream(dial(port)))
+        runner = times(functools.partial(console.run, deadline=deadline()), command)
+        seconds |= alternate({"hil": runner}, ROUNDS)
+        console.release(deadline())
+        console.close()
+        if importlib.util.find_spec("labgrid"):
+            shell = labgrid(port)
+            seconds |= alternate({"labgrid ShellDriver": times(shell.run, command)}, ROUNDS)
+            shell.target.deactivate_all_drivers()
+        report(f"{command}  (the guest given)", seconds)
 
 
 def report(title: str, seconds: dict[str, list[float]]) -> None:
@@ -235,7 +236,7 @@ def reading() -> None:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        commands_on(sys.argv[1])
+        commands_on(int(sys.argv[1]))
     else:
         commands_on_a_pty()
     reading()
