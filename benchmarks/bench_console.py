@@ -4,8 +4,8 @@
 
 The commands run in a shell behind a stream socket, as a guest's serial console is: by
 default one shell a contender, each on a pseudo terminal, relayed by a process of its own.
-PORT is the TCP port on loopback of a guest's console instead (QEMU's
-``-serial tcp:127.0.0.1:PORT,server=on,wait=off,nodelay=on``), logged in as root with the prompt ``# ``;
+PORT is the TCP port on loopback of a guest's console instead (of QEMU:
+``-serial tcp:127.0.0.1:PORT,server=on,wait=off,nodelay=on``), logged in, with the prompt ``# ``;
 the contenders then use it one after the other.  labgrid is measured if it is
 installed (pip install labgrid): its ShellDriver on its SerialDriver, as its users run it.
 """
