@@ -24,6 +24,8 @@ from hil.reporting.text import clean, cut_middle, redact
 LOG_LIMIT = 256 * 1024
 #: Characters of a command's output that the merged log keeps.
 OUTPUT_LIMIT = 8 * 1024
+#: Characters of a command that it keeps; longer ones are scripts of ours.
+COMMAND_LIMIT = 400
 #: Longest line of a console that the merged log keeps, in characters.
 LINE_LIMIT = 2000
 #: Bytes of one evidence; a longer text is cut in its middle, other data is left out.
@@ -186,7 +188,7 @@ class Collector:
 
 def _add_command(tape: Tape, event: CommandRun) -> None:
     # Its time is that of its end; the command itself is shown where it began.
-    text = cut_middle(redact(clean(event.command)), OUTPUT_LIMIT)
+    text = cut_middle(redact(clean(event.command)), COMMAND_LIMIT)
     first, *rest = text.splitlines() or [""]
     began = event.at - event.seconds
     tape.add(Line(began, event.where, f"$ {first}"))

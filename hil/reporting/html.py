@@ -18,7 +18,7 @@ from typing import Any
 
 from hil.deadline import Deadline
 from hil.errors import InventoryError, LabError
-from hil.reporting.allure import Environment, categories
+from hil.reporting.allure import categories
 from hil.reporting.run import Run
 
 #: The version that hil is tested with.
@@ -144,11 +144,11 @@ def configuration(run: Run) -> dict[str, Any]:
 
 
 def variables(run: Run) -> dict[str, str]:
-    """What the report's first page tells of the run."""
+    """What the report's first page tells of the run, beside its environment."""
     state = run.state
     values = {"provenance": str(state.get("kind", "unknown")), "run": run.name}
     if not run.complete:
         planned, done = state.get("tests", "unknown"), len(run.outcomes())
         values["incomplete"] = f"{done} of {planned} tests ended: the run was cut short"
     values["hil"] = str(state.get("hil", ""))
-    return {**values, **Environment.read(run)}
+    return values
