@@ -106,24 +106,34 @@ class QemuMachine:
         self._keeper = self._transport.open_stream(command, deadline=deadline)
         self._output = ConsoleLog(f"{self.spec.name} qemu", self._keeper)
         try:
-            poll(
-                lambda: self._ended() is not None or self._has_monitor(deadline),
-                deadline.within(60, f"QEMU of guest {self.spec.name}"),
-                last_seen=self.failure,
-            )
-            if self._ended() is not None:
-                raise ProductError(
-                    f"QEMU refused to start guest {self.spec.name} (status {self._ended()})",
-                    host=self.host,
-                    seen=self.failure(),
-                    command=self.command(),
-                )
-            stream = self._relay("monitor", deadline)
-            self._monitor = Monitor(socket_pair_for(stream), self.spec.name, deadline)
+            self._monitor = self._open_monitor(deadline)
         except BaseException:
             self.destroy(Deadline(30, f"the clean-up of guest {self.spec.name}"))
             raise
         events.emit(events.PhaseReached(self.spec.name, "created"))
+
+    def _open_monitor(self, deadline: Deadline) -> Monitor:
+        poll(
+            lambda: self._ended() is not None or self._has_monitor(deadline),
+            deadline.within(60, f"QEMU of guest {self.spec.name}"),
+            last_seen=self.failure,
+        )
+        try:
+            if self._ended() is None:
+                stream = self._relay("monitor", deadline)
+                return Monitor(socket_pair_for(stream), self.spec.name, deadline)
+        except LabError:
+            # It makes its sockets first and looks at its devices then.
+            with contextlib.suppress(LabError):
+                self._wait_for_end(Deadline(5, f"the end of QEMU of guest {self.spec.name}"))
+            if self._ended() is None:
+                raise
+        raise ProductError(
+            f"QEMU refused to start guest {self.spec.name} (status {self._ended()})",
+            host=self.host,
+            seen=self.failure(),
+            command=self.command(),
+        )
 
     def command(self) -> list[str]:
         """QEMU's command line."""
