@@ -195,10 +195,17 @@ def _add_command(tape: Tape, event: CommandRun) -> None:
     for line in rest:
         tape.add(Line(began, event.where, f"> {line}"))
     for mark, output in (("  ", event.stdout), ("! ", event.stderr)):
-        for line in cut_middle(redact(clean(output)), OUTPUT_LIMIT).splitlines():
+        for line in _as_text(output).splitlines():
             tape.add(Line(event.at, event.where, mark + line))
     if event.status:
         tape.add(Line(event.at, event.where, f"= status {event.status}"))
+
+
+def _as_text(output: str) -> str:
+    text = clean(output)
+    if text.count("\N{REPLACEMENT CHARACTER}") > 8 + len(text) // 20:
+        return f"({len(output)} characters that are not text)"
+    return cut_middle(redact(text), OUTPUT_LIMIT)
 
 
 def _add_evidence(record: Record, event: Evidence) -> None:

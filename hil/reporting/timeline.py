@@ -83,8 +83,9 @@ def timeline(phases: Sequence[PhaseReached], start: float, end: float) -> str:
                 f"<title>{_text(subject, 60)}: {_text(phase.phase, 60)} at {seconds:.3f} s"
                 f"</title></rect>"
             )
-            # About 6.4 pixels a character; a label with no room is told by the title alone.
-            if left >= free and left + 6.4 * len(label) <= total:
+            # About 6.4 pixels a character; a label with no room is told by the title alone,
+            # and a bar too thin to be seen leaves the room to the next.
+            if (last or right - left >= 3) and left >= free and left + 6.4 * len(label) <= total:
                 parts.append(
                     f'<text x="{left:.1f}" y="{top + 35}" fill="#333333" font-size="11">'
                     f"{escape(label)}</text>"

@@ -222,10 +222,13 @@ def test_junit_xml_has_provenance_and_fault(run_hil: RunHil) -> None:
     assert found["fault"] == "guest"
 
 
-def test_an_interrupted_run_is_told_as_incomplete(run_hil: RunHil) -> None:
+@pytest.mark.parametrize(
+    "end", ["raise KeyboardInterrupt", "os.kill(os.getpid(), 15)", "os.kill(os.getpid(), 1)"]
+)
+def test_an_interrupted_run_is_told_as_incomplete(run_hil: RunHil, end: str) -> None:
     ran = run_hil(
-        "pytestmark = pytest.mark.danger(0)\ndef test_a(): pass\n"
-        "def test_b(): raise KeyboardInterrupt\ndef test_c(): pass\n"
+        "import os\npytestmark = pytest.mark.danger(0)\ndef test_a(): pass\n"
+        f"def test_b(): {end}\ndef test_c(): pass\n"
     )
     assert ran.result.ret == pytest.ExitCode.INTERRUPTED
     assert ran.statuses == {"test_a": "passed"}

@@ -70,6 +70,13 @@ def test_a_long_line_and_a_long_output_are_cut() -> None:
     assert record.log().count("characters left out") == 2
 
 
+def test_output_that_is_not_text_is_told_but_not_shown() -> None:
+    raw = bytes(range(256)).decode("utf-8", "replace")
+    record = gather(CommandRun("h", "cat x", 0, 0, raw, ""), CommandRun("h", "a", 0, 0, "ö", ""))
+    assert record.log().splitlines()[1].endswith("(256 characters that are not text)")
+    assert record.log().endswith("ö")
+
+
 def test_secrets_and_control_characters_never_reach_a_record() -> None:
     record = gather(
         ConsoleLine("g", "\x1b[1mpassword: hunter2"),
