@@ -84,8 +84,8 @@ def _try(qemu: str, image: Image) -> Accelerator:
     mark = _MARK.search(out)
     if mark is None:
         if err.strip():
-            said = err.decode("utf-8", "replace").strip().splitlines()[-1][:200]
-            return Accelerator("tcg", f"QEMU cannot use /dev/kvm: {said}")
+            said = err.decode("utf-8", "replace").strip().splitlines()[-1].split(": ", 1)[-1]
+            return Accelerator("tcg", f"QEMU cannot use /dev/kvm ({said[:100]})")
         reached = "printed nothing" if b"Linux version" not in out else "did not reach its init"
         return Accelerator(
             "tcg", f"/dev/kvm opens, but a kernel under it {reached} in {TRIAL:.0f} s"

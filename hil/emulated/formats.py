@@ -8,6 +8,8 @@ import subprocess
 
 from hil.errors import LabError
 
+_PT_LOAD = 1
+
 
 class Cpio:
     """Writes a ``newc`` archive, as an initrd is one.
@@ -71,14 +73,38 @@ def kernel_elf(bzimage: bytes) -> bytes:
         elf = decompress_zstd(payload)
     else:
         raise LabError("the kernel is compressed in an unknown way", seen=payload[:8].hex())
-    if not elf.startswith(b"\x7fELF"):
+    if elf[:6] != b"\x7fELF\x02\x01":
         raise LabError("the bzImage holds no ELF kernel", seen=elf[:8].hex())
-    return elf
+    return _trimmed(elf)
+
+
+def _trimmed(elf: bytes) -> bytes:
+    """An ELF kernel without section headers and without the zeros that end its segments.
+
+    A third of Debian's kernel is zeros (its .bss), which memory is anyway, and which an
+    emulated machine would take long to copy.
+    """
+    (table,) = struct.unpack_from("<Q", elf, 0x20)
+    size, count = struct.unpack_from("<HH", elf, 0x36)
+    out = bytearray(elf)
+    end = table + size * count
+    for index in range(count):
+        at = table + index * size
+        kind, _, offset, _, _, length = struct.unpack_from("<IIQQQQ", elf, at)
+        if kind == _PT_LOAD:
+            length = len(elf[offset : offset + length].rstrip(b"\0"))
+            struct.pack_into("<Q", out, at + 0x20, length)
+        end = max(end, offset + length)
+    # e_shoff, e_shnum, e_shstrndx
+    struct.pack_into("<Q", out, 0x28, 0)
+    struct.pack_into("<HH", out, 0x3C, 0, 0)
+    return bytes(out[:end])
 
 
 def decompress_zstd(data: bytes) -> bytes:
     """Zstandard, by the tool: Python's library has had it only since 3.14."""
     try:
+        # What follows the stream (a kernel's payload has its size there) is an error to zstd.
         return subprocess.run(["zstd", "-dcq"], input=data, capture_output=True, check=False).stdout
     except FileNotFoundError:
         raise LabError("zstd is not installed", hint="apt-get install zstd") from None

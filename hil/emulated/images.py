@@ -46,7 +46,7 @@ BUILD_LIMIT = 900.0
 #: Time stamp of every file in an image, seconds since the epoch.
 EPOCH = 1_735_689_600
 #: Raise it whenever the code here makes another image of the same recipe.
-FORMAT = 1
+FORMAT = 2
 
 _SCRIPTS = Path(__file__).parent / "rootfs"
 
