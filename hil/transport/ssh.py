@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import paramiko
 import tenacity
-from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_CHANNEL_REQUEST
+from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_CHANNEL_DATA, cMSG_CHANNEL_REQUEST
 from paramiko.message import Message
 
 from hil.deadline import Deadline
@@ -51,8 +51,7 @@ else
 fi | while read -r p; do kill -"$2" "$p"; done
 """
 _KILL_SECONDS = 5.0
-#: Seconds of silence, after the exit status came, that end a command whose output a
-#: process it left behind still holds open.
+#: Seconds of silence after the exit status, before it is asked whether more output can come.
 _SETTLE = 0.3
 
 Reason = Literal[
@@ -325,6 +324,7 @@ class SshTransport:
         if channel.recv_ready() or channel.recv_stderr_ready() or channel.eof_received:
             news.set()
         quiet_since = time.monotonic()
+        settled = False
         while True:
             # Asked before the buffers are: what comes after the question is for the next turn.
             over, closed = channel.eof_received or channel.closed, channel.closed
@@ -338,13 +338,17 @@ class SshTransport:
                 busy = True
             now = time.monotonic()
             if busy:
-                quiet_since = now
+                quiet_since, settled = now, False
                 if not deadline.expired:
                     continue
             if not busy and closed and not channel.eof_received and not self.alive:
                 raise self._broken(out, err, command)  # some of its output may be missing
-            if not busy and status_known and (over or now - quiet_since >= _SETTLE):
+            if not busy and status_known and (over or settled):
                 return channel.exit_status
+            if not busy and status_known and now - quiet_since >= _SETTLE:
+                # A process that the command left behind holds its output open.
+                settled, quiet_since = self._barrier(deadline), now
+                continue
             if not busy and closed and not status_known:
                 raise self._broken(out, err, command)
             if deadline.expired:
@@ -359,6 +363,22 @@ class SshTransport:
                 channel.status_event.wait(min(deadline.remaining, 0.1))
             else:
                 news.wait(min(deadline.remaining, 0.1))
+
+    def _barrier(self, deadline: Deadline) -> bool:
+        """Have the server run another command, to its end.
+
+        A server looks at all commands' outputs in turn: what an ended one had written
+        is on its way before a later one is done.
+        """
+        with contextlib.suppress(LabError):
+            channel = self._session(["true"], deadline)
+            try:
+                _execute(channel, "true")
+                channel.status_event.wait(_seconds(deadline))
+                return channel.exit_status == 0
+            finally:
+                channel.close()
+        return False
 
     def _broken(self, out: drain.Bounded, err: drain.Bounded, command: Sequence[str]) -> LabError:
         seen = drain.seen(bytes(out.data), bytes(err.data))
@@ -392,8 +412,8 @@ class ChannelStream:
 
     def write(self, data: bytes) -> None:
         try:
-            self._channel.sendall(data)
-        except OSError as error:
+            _send(self._channel, data)
+        except (OSError, EOFError, paramiko.SSHException) as error:
             raise LabError(
                 "the far end of a stream is gone", seen=str(error), host=self._host
             ) from error
@@ -454,15 +474,42 @@ def _feed(channel: paramiko.Channel, stdin: bytes) -> None:
 
     def send() -> None:
         # A command that ended, or closed its input, needs no more of it.
-        with contextlib.suppress(OSError, EOFError):
-            if stdin:
-                channel.sendall(stdin)
-            channel.shutdown_write()
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            _send(channel, stdin)
+            _send_eof(channel)
 
     if len(stdin) <= channel.out_window_size:
         send()
     else:
         threading.Thread(target=send, name="hil-ssh-stdin", daemon=True).start()
+
+
+# paramiko's own sendall and shutdown_write send after they let go of the channel's lock.
+# If the peer closes the channel just then, the message comes after our own CLOSE, for
+# which servers end the whole connection (RFC 4254, section 5.3, allows no such message).
+# Here the lock is held until the message is out.
+
+
+def _send(channel: Any, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        with channel.lock:
+            size = channel._wait_for_send_window(len(rest))  # noqa: SLF001
+            if size == 0:
+                raise OSError(errno.EPIPE, "the far end closed the channel")
+            message = Message()
+            message.add_byte(cMSG_CHANNEL_DATA)
+            message.add_int(channel.remote_chanid)
+            message.add_string(bytes(rest[:size]))
+            channel.get_transport()._send_user_message(message)  # noqa: SLF001
+        rest = rest[size:]
+
+
+def _send_eof(channel: Any) -> None:
+    with channel.lock:
+        if not channel.closed and not channel.eof_sent:
+            message = channel._send_eof()  # noqa: SLF001
+            channel.get_transport()._send_user_message(message)  # noqa: SLF001
 
 
 def _load_key(path: Path) -> paramiko.PKey:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -194,6 +195,18 @@ def test_a_streams_command_ends_with_it(connect: Connect, tmp_path: Path) -> Non
         lambda: not process.exists() or " Z " in process.read_text(),
         soon(5, "the command to be gone"),
     )
+
+
+def test_commands_that_end_before_their_input_do_not_break_the_connection(
+    connect: Connect,
+) -> None:
+    transport = connect()
+    with ThreadPoolExecutor(20) as pool:
+        done = pool.map(
+            lambda _: transport.run(["true"], deadline=soon(60), stdin=b"x" * 100_000), range(100)
+        )
+        assert [result.status for result in done] == [0] * 100
+    assert transport.alive
 
 
 def test_by_way_of_a_jump_host(connect: Connect, server: SshServer) -> None:
