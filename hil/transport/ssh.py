@@ -282,23 +282,26 @@ class SshTransport:
             deadline.check()
             return self._connection.open_channel("session", timeout=_seconds(deadline))
 
+        def refused(error: BaseException) -> bool:
+            # paramiko keeps one error a connection: of several threads refused at once, some
+            # get a ChannelException, the others an SSHException that says nothing.
+            return isinstance(error, paramiko.SSHException) and self.alive
+
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(paramiko.ChannelException),
+            retry=tenacity.retry_if_exception(refused),
             wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
             stop=_stop_at(deadline),
             reraise=True,
         )
         try:
             return retrying(attempt)
-        except paramiko.ChannelException as error:
-            raise deadline.exceeded(
-                str(error),
-                host=self.name,
-                hint="the server gives no more sessions (sshd's MaxSessions)",
-            ) from error
         except (paramiko.SSHException, EOFError, OSError) as error:
-            if self.alive and deadline.expired:
-                raise deadline.exceeded(str(error), host=self.name) from error
+            if self.alive:
+                raise deadline.exceeded(
+                    str(error),
+                    host=self.name,
+                    hint="does the server give no more sessions (sshd's MaxSessions)?",
+                ) from error
             raise LabError(
                 f"the SSH connection to {self.name} is gone; the command did not run",
                 seen=str(error),

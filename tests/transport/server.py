@@ -24,6 +24,12 @@ class _Server(asyncssh.SSHServer):
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._owner.connections.append(conn)
 
+    def session_requested(self) -> asyncssh.SSHServerProcess[bytes] | bool:
+        if self._owner.running >= self._owner.most_sessions:
+            return False
+        self._owner.running += 1
+        return asyncssh.SSHServerProcess(self._owner.serve, None, 3, False)
+
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
     ) -> bool:
@@ -49,6 +55,8 @@ class SshServer:
         self._children: list[int] = []
         self.port = 0
         self.shell = "sh"
+        self.running = 0
+        self.most_sessions = 10  # sshd's MaxSessions, by default
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -105,10 +113,16 @@ class SshServer:
             server_factory=lambda: _Server(self),
             server_host_keys=[self.host_key],
             authorized_client_keys=public,
-            process_factory=self._serve,
             encoding=None,
         )
         self.port = self._acceptor.get_port()
+
+    async def serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        try:
+            await self._serve(process)
+            await process.channel.wait_closed()
+        finally:
+            self.running -= 1
 
     async def _serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         command = process.command or "true"
