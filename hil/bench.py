@@ -16,7 +16,7 @@ from hil import events
 from hil.deadline import Deadline
 from hil.errors import HilError, InventoryError
 from hil.guests.guest import Guest, GuestState
-from hil.guests.os import guest_os
+from hil.guests.os import GuestOS, guest_os
 from hil.lab.models import LabKind
 from hil.pci.address import Address
 from hil.platforms.contract import Function, GuestSpec, HostFacts, Platform, Reservation
@@ -61,6 +61,26 @@ class Peer:
     interface: str
     address: str
     """IPv4 address that suites give it, ``198.18.N.1`` (RFC 2544)."""
+    configured: bool = field(default=False, init=False)
+
+    def configure(self) -> None:
+        """Give the interface its address, beside those it has."""
+        self._run(self._system.configure_interface(self.interface, f"{self.address}/24"))
+        self.configured = True
+
+    def restore(self) -> None:
+        """Take the address away again."""
+        if self.configured:
+            self._run(self._system.remove_address(self.interface, f"{self.address}/24"))
+            self.configured = False
+
+    @property
+    def _system(self) -> GuestOS:
+        return guest_os("linux")
+
+    def _run(self, command: Sequence[str]) -> None:
+        deadline = self.host.limit(20, f"the address of {self.interface}")
+        self.host.platform.transport.run(command, deadline=deadline).check()
 
     def address_for(self, index: int) -> str:
         """An address on the same link for the ``index``-th guest, with its prefix length."""
@@ -365,6 +385,7 @@ class Bench:
         steps: list[Callable[[], None]] = [self.guests.close]
         for name in list(self._vfs):
             steps.append(lambda name=name: self.remove_vfs(self.device(name)))  # type: ignore[misc]
+        steps += [device.peer.restore for device in self.devices.values() if device.peer]
         steps += [device.give_back for device in self.devices.values()]
         for act in steps:
             try:

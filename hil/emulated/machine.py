@@ -349,7 +349,7 @@ class EmulatedLab:
                     f"the lab host did not {what}: {error.message}",
                     seen=error.seen,
                     console=error.console,
-                    hint="hil lab up says more; a saved state is made anew with --fresh",
+                    hint="hil lab up says more",
                 ) from error
             raise
         self.times[what] = time.monotonic() - begin

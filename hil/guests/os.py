@@ -84,7 +84,11 @@ class GuestOS(ABC):
 
     @abstractmethod
     def configure_interface(self, interface: str, address: str) -> list[str]:
-        """Bring ``interface`` up with ``address`` (``192.0.2.1/24``)."""
+        """Bring ``interface`` up with ``address`` (``192.0.2.1/24``) beside those it has."""
+
+    @abstractmethod
+    def remove_address(self, interface: str, address: str) -> list[str]:
+        """Take ``address`` from ``interface``."""
 
     @abstractmethod
     def ping(
@@ -184,8 +188,11 @@ class LinuxGuest(GuestOS):
         return ["cat", f"/sys/class/net/{interface}/statistics/rx_packets"]
 
     def configure_interface(self, interface: str, address: str) -> list[str]:
-        script = 'ip addr flush dev "$1" && ip link set "$1" up && ip addr add "$2" dev "$1"'
+        script = 'ip link set "$1" up && ip addr replace "$2" dev "$1"'
         return ["sh", "-c", script, "hil", interface, address]
+
+    def remove_address(self, interface: str, address: str) -> list[str]:
+        return ["ip", "addr", "del", address, "dev", interface]
 
     def ping(
         self, destination: str, *, size: int, count: int, pattern: bytes, interval: float

@@ -145,6 +145,8 @@ class Device(_Model):
     peer: Peer | None = None
     vfs: int = Field(default=0, ge=0, le=65535)
     """Virtual functions that suites may create."""
+    scratch: bool = False
+    """Whether what is stored on it may be overwritten."""
 
 
 class ImageEntry(_Model):

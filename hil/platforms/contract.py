@@ -135,6 +135,8 @@ class Reservation:
 
     addresses: tuple[Address, ...]
     previous_drivers: Mapping[Address, str | None]
+    """Lacks functions that were reserved already: a run before has died, and which driver
+    they had is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,10 @@ class Platform(ABC):
 
     transport: Transport
 
-    features: frozenset[Feature]
+    @property
+    @abstractmethod
+    def features(self) -> frozenset[Feature]:
+        """What this host can do, tried out once."""
 
     domains: Mapping[Phase, Owner]
     """Whose memory a function can reach at each phase, by this platform's design."""

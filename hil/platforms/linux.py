@@ -8,6 +8,8 @@ Documentation/PCI/pci-iov-howto.rst of the Linux kernel.
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +51,8 @@ SYSFS = "/sys/bus/pci/devices"
 STUB = "vfio-pci"
 #: Bytes of a DRHD unit's register page (VT-d specification 11.4).
 DRHD_PAGE = 4096
+#: In place of a driver's name: whichever the kernel chooses.
+_UNKNOWN = "?"
 
 
 class OutOfBand(Protocol):
@@ -161,17 +165,23 @@ class LinuxVfio(Platform):
         self._machines: dict[str, QemuMachine] = {}
         self._agent_tried = not python
         self._running_agent: Agent | None = None
-        self.features = frozenset(
-            {
-                Feature.FAULTS,
-                Feature.TABLES,
-                Feature.PHYSICAL_MEMORY,
-                Feature.GUEST_MEMORY,
-                Feature.SRIOV,
-                Feature.IOMMU,
-                *features,
-            }
-        )
+        self._more_features = frozenset(features)
+
+    @functools.cached_property
+    def features(self) -> frozenset[Feature]:
+        """What this host can do, tried out once."""
+        deadline = Deadline(60, f"a look at what {self.host} can do")
+        found = {Feature.GUEST_MEMORY, Feature.SRIOV, *self._more_features}
+        if self.facts(deadline).iommu_enabled:
+            found |= {Feature.IOMMU, Feature.FAULTS}
+        for feature, attempt in (
+            (Feature.TABLES, self.tables),
+            (Feature.PHYSICAL_MEMORY, self.physical_memory),
+        ):
+            with contextlib.suppress(LabError, ProductError):
+                attempt(deadline)
+                found.add(feature)
+        return frozenset(found)
 
     # ---- facts -----------------------------------------------------------------
 
@@ -280,7 +290,7 @@ class LinuxVfio(Platform):
             self._check_group(function, everything.values(), set(addresses))
         self._sh("modprobe vfio-pci", deadline=deadline)
         reservation = Reservation(
-            tuple(addresses), {f.address: None if f.reserved else f.driver for f in chosen}
+            tuple(addresses), {f.address: f.driver for f in chosen if not f.reserved}
         )
         with events.step(f"reserve {', '.join(map(str, addresses))} on {self.host}"):
             try:
@@ -303,7 +313,9 @@ class LinuxVfio(Platform):
             failures: list[HilError] = []
             for address in reversed(reservation.addresses):
                 try:
-                    self._bind(address, reservation.previous_drivers.get(address), deadline)
+                    self._bind(
+                        address, reservation.previous_drivers.get(address, _UNKNOWN), deadline
+                    )
                 except HilError as error:
                     failures.append(error)
             if failures:
@@ -366,7 +378,7 @@ class LinuxVfio(Platform):
         else:
             result = self._script(_BIND, address, override, deadline=deadline)
             now, error = result.stdout.strip().rpartition("/")[2], result.stderr
-        if error or (now or None) != driver:
+        if error or (driver != _UNKNOWN and (now or None) != driver):
             raise ProductError(
                 f"{address} should be bound to {driver or 'no driver'} "
                 f"but is bound to {now or 'no driver'}",

@@ -43,6 +43,16 @@ TRIGGERS: dict[str, Trigger] = {
         "82576 datasheet 8.8",
         limit=10,
     ),
+    # 82574: IMS opens cause 0, ICS sets it, ICR is cleared by writing ones.
+    "8086:10d3": Trigger(
+        MSI,
+        0,
+        ((0xD8, 4, 0xFFFF_FFFF), (0xD0, 4, 1)),
+        0xC8,
+        ((0xC0, 4, 0xFFFF_FFFF),),
+        "82574 datasheet 10.2.4",
+        limit=1,
+    ),
     "1234:11e8": Trigger(
         MSI, 0, (), 0x60, ((0x64, 4, 0xFFFF_FFFF),), "QEMU docs/specs/edu.rst", limit=1
     ),

@@ -7,7 +7,6 @@ compares each returned byte (ping(8)).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import secrets
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from hil.bench import BenchDevice, Peer
 from hil.deadline import poll
 from hil.errors import LabError, ProductError
 from hil.guests.guest import Guest
-from hil.guests.os import guest_os
 
 #: ICMP payload sizes: around every power of two up to what an Ethernet frame carries.
 SIZES = (16, 56, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1472)
@@ -57,11 +55,7 @@ def join(guest: Guest, device: BenchDevice, index: int = 0) -> Peer:
     peer = device.peer
     if peer is None:
         raise LabError(f"{device} has no peer in the inventory")
-    system = guest_os("linux")
-    deadline = peer.host.limit(20, f"the address of {peer.interface}")
-    peer.host.platform.transport.run(
-        system.configure_interface(peer.interface, f"{peer.address}/24"), deadline=deadline
-    ).check()
+    peer.configure()
     interface = guest.interface_of(device.address)
     guest.run(guest.os.configure_interface(interface, peer.address_for(index))).check()
     return peer
@@ -130,7 +124,7 @@ def counters(peer: Peer) -> Counters:
 
 def nobody(peer: Peer) -> Peer:
     """An address on the same link that nobody has: for controls."""
-    return dataclasses.replace(peer, address=f"{peer.address.rpartition('.')[0]}.250")
+    return Peer(peer.host, peer.interface, f"{peer.address.rpartition('.')[0]}.250")
 
 
 @contextlib.contextmanager
@@ -138,7 +132,7 @@ def liar(peer: Peer) -> Iterator[Peer]:
     """On the peer's interface, an answerer of echoes that changes one byte: for controls."""
     address = f"{peer.address.rpartition('.')[0]}.251"
     with _on_peer(peer, "on_peer_liar.py", address):
-        yield dataclasses.replace(peer, address=address)
+        yield Peer(peer.host, peer.interface, address)
 
 
 @contextlib.contextmanager
