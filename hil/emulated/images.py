@@ -46,7 +46,7 @@ BUILD_LIMIT = 900.0
 #: Time stamp of every file in an image, seconds since the epoch.
 EPOCH = 1_735_689_600
 #: Raise it whenever the code here makes another image of the same recipe.
-FORMAT = 2
+FORMAT = 3
 
 _SCRIPTS = Path(__file__).parent / "rootfs"
 
@@ -244,6 +244,7 @@ _FILES: Mapping[str, tuple[int, str]] = {
     "etc/group": (0o644, "root:x:0:\ntty:x:5:\nkvm:x:101:\nnogroup:x:65534:\n"),
     # No password on the console, which only the lab's owner reaches; by SSH, keys only.
     "etc/shadow": (0o600, "root::20000:0:99999:7:::\nsshd:*:20000::::::\nnobody:*:20000::::::\n"),
+    "etc/resolv.conf": (0o644, "nameserver 10.0.2.3\n"),
     "etc/nsswitch.conf": (0o644, "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"),
     "etc/profile": (
         0o644,
@@ -472,7 +473,8 @@ class _squashfs:  # noqa: N801 - used as a function
 
     def __init__(self, out: Path) -> None:
         options = ["-noI", "-noD", "-noF", "-noX", "-no-xattrs", "-all-root"]
-        options += ["-mkfs-time", str(EPOCH), "-quiet", "-no-progress"]
+        options += ["-mkfs-time", str(EPOCH), "-all-time", str(EPOCH), "-root-mode", "0755"]
+        options += ["-quiet", "-no-progress"]
         self._command = [_tool("sqfstar", "squashfs-tools"), *options, str(out)]
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
