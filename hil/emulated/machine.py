@@ -49,7 +49,7 @@ _LOW_LIMIT, _LOW_SIZE, _HIGH = 0xB000_0000, 0x8000_0000, 1 << 32
 #: Where QEMU's VT-d has its registers (include/hw/i386/intel_iommu.h).
 DRHD_BASE, DRHD_SIZE = 0xFED9_0000, 0x1000
 #: Raise it when what is saved changes though the command line does not.
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 
 #: Root ports in the order of their bus numbers, from bus 1; what is behind each.
 PORTS = ("nic0", "peer0", "nvme0", "edu0", "nic1", "gpu0")
@@ -383,18 +383,16 @@ class EmulatedLab:
             self._plug(device, deadline)
         script = """
             date -s "@$1" >/dev/null; shift
-            for i in $(seq 500); do
-                all=yes
-                for place; do [ -e "$place" ] || all=no; done
-                [ $all = yes ] && exit 0
-                sleep 0.02
+            tries=500
+            until [ -e "$1" ] && [ -e "$2" ]; do
+                [ $((tries -= 1)) -gt 0 ] || { ls /sys/bus/pci/devices /sys/block; exit 1; }
+                usleep 20000
             done
-            ls /sys/bus/pci/devices /sys/block; exit 1
         """
         awaited = [f"/sys/bus/pci/devices/{self.address('edu0')}", "/sys/block/nvme0n1"]
         host = self.ssh(deadline)
         now = f"{time.time():.3f}"
-        host.run(["sh", "-c", script, "hil", now, *awaited], deadline=deadline).check()
+        host.run(["busybox", "sh", "-c", script, "hil", now, *awaited], deadline=deadline).check()
 
     def _plug(self, device: str, deadline: Deadline) -> None:
         port = f"port-{device}"
@@ -412,9 +410,11 @@ class EmulatedLab:
 
     def _save(self, place: Path, deadline: Deadline) -> None:
         host = self.ssh(deadline)
-        # What every guest will need: then it is in the page cache that is saved.
-        warm = "qemu-system-x86_64 --version; python3 -c 1; socat -V; lspci; sync"
-        host.run(["sh", "-c", f"({warm}) >/dev/null 2>&1"], deadline=deadline)
+        # A smaller state is read sooner: of the page cache, keep what every log-in needs.
+        slim = "sync; echo 3 >/proc/sys/vm/drop_caches; date; busybox true"
+        host.run(["sh", "-c", f"({slim}) >/dev/null"], deadline=deadline)
+        self._drop_ssh()
+        self.ssh(deadline).run(["true"], deadline=deadline)
         self._drop_ssh()
         self._monitor("stop", deadline)
         self._monitor("migrate", deadline, channels=_channel(place / "state"))
