@@ -239,8 +239,9 @@ class LinuxVfio(Platform):
 
     def _agent(self, deadline: Deadline) -> Agent | None:
         """A program on the host that answers faster than processes start, if it has Python."""
-        if self._agent_tried:
-            return self._running_agent
+        running = self._running_agent
+        if self._agent_tried and (running is None or not running.ended):
+            return running
         code = files("hil.platforms.remote").joinpath("on_host.py").read_text("utf-8")
         try:
             self._running_agent = Agent(self.transport, code, deadline)

@@ -41,14 +41,12 @@ class Agent:
         self.name = transport.name
         self._lock = threading.Lock()
         self._buffer = b""
+        self.ended = False
+        """Whether it can be asked no more: it ended, or was cut off in the midst of an answer."""
         self._stream: ByteStream = transport.open_stream(
             ["python3", "-u", "-c", code], deadline=deadline
         )
-        try:
-            self._answer("start", deadline)
-        except BaseException:
-            self.close()
-            raise
+        self._answer("start", deadline)
 
     def ask(self, what: str, deadline: Deadline, **arguments: object) -> Any:
         """Ask for ``what`` and return the answer.
@@ -56,6 +54,7 @@ class Agent:
         Raises:
             AgentError: it answered with an error.
             AgentEndedError: it ended; what was asked may have been done.
+            DeadlineExceeded: it did not answer, and has been ended.
         """
         with self._lock:
             self._stream.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
@@ -63,9 +62,26 @@ class Agent:
 
     def close(self) -> None:
         """End the program.  Safe to call twice."""
+        self.ended = True
         self._stream.close()
 
     def _answer(self, what: str, deadline: Deadline) -> Any:
+        # Closing the stream is what wakes a reader.
+        alarm = threading.Timer(min(deadline.remaining, threading.TIMEOUT_MAX), self.close)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            return self._read_answer(what, deadline)
+        except AgentError:
+            raise
+        except BaseException:
+            # The rest of this answer would be taken for that of the next question.
+            self.close()
+            raise
+        finally:
+            alarm.cancel()
+
+    def _read_answer(self, what: str, deadline: Deadline) -> Any:
         noise: list[bytes] = []  # stderr is merged in: a traceback, a warning
         while True:
             line = self._line(what, deadline, noise)
@@ -85,6 +101,8 @@ class Agent:
         while b"\n" not in self._buffer:
             deadline.check(self._buffer[-500:].decode("utf-8", "replace"))
             data = self._stream.read()
+            if not data:
+                deadline.check(self._buffer[-500:].decode("utf-8", "replace"))
             if not data or len(self._buffer) > LIMIT:
                 raise AgentEndedError(
                     f"the program on {self.name} ended during {what}",
