@@ -69,6 +69,7 @@ class FakeLabs:
     fails_with: HilError | None = None
     dead: set[str] = field(default_factory=set)
     settled: int = 0
+    closed: int = 0
 
 
 class FakeTransport:
@@ -107,10 +108,13 @@ class FakeBench:
     def __init__(self, labs: FakeLabs, names: list[str]) -> None:
         self.labs = labs
         self.hosts = {name: FakeHost(labs, name) for name in names}
-        self.guests = object()
+        self.guests: FakeBench = self
 
     def settle(self) -> None:
         self.labs.settled += 1
+
+    def close(self) -> None:
+        self.labs.closed += 1
 
 
 @dataclass

@@ -173,6 +173,7 @@ def test_each_test_of_a_pristine_lab_gets_a_fresh_one(run_hil: RunHil, labs: Fak
     )
     assert set(ran.statuses.values()) == {"passed"}
     assert labs.asked == ["shared", "pristine", "pristine", "without-iommu"]
+    assert labs.closed == 4
 
 
 def test_a_physical_lab_cannot_be_restored_and_says_so(run_hil: RunHil) -> None:
