@@ -19,6 +19,7 @@ PAGE = 4096
 #: Bytes before and after a destination that must not change.
 RED_ZONE = 512
 _SOURCE, _DESTINATION = 0x10000, 0x80000
+_COMPLEMENT = bytes(255 - byte for byte in range(256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +86,21 @@ def check_copies(
     wrong: list[str] = []
     count = 0
     for copy in copies:
-        expected = tagged(tag, memory.physical(copy.source), copy.length)
         zone_start = copy.destination - RED_ZONE
-        zone = tagged(~tag, memory.physical(zone_start), copy.length + 2 * RED_ZONE)
-        agent.fill(memory, copy.source, expected)
+        # What stands at the destination is the source's complement, byte for byte: a copy
+        # that is not done, or goes on too long, shows in each byte whatever its value.
+        source_start = copy.source - RED_ZONE
+        length = copy.length + 2 * RED_ZONE
+        source = tagged(tag, memory.physical(source_start), length)
+        zone = source.translate(_COMPLEMENT)
+        agent.fill(memory, source_start, source)
         agent.fill(memory, zone_start, zone)
         engine.copy_in(memory.physical(copy.source), copy.length)
         engine.copy_out(memory.physical(copy.destination), copy.length)
         if spoil is not None:
             spoil(engine, memory, copy)
         got = agent.dump(memory, zone_start, len(zone))
-        whole = zone[:RED_ZONE] + expected + zone[RED_ZONE + copy.length :]
+        whole = zone[:RED_ZONE] + source[RED_ZONE:-RED_ZONE] + zone[-RED_ZONE:]
         wrong += _describe(compare(whole, got, memory.physical(zone_start), tag), copy)
         count += 1
     if wrong:

@@ -50,7 +50,7 @@ def compare(expected: bytes, got: bytes, address: int, tag: int = -1) -> tuple[M
     """Where ``got`` differs from ``expected``; empty if they are the same.
 
     ``tag`` is that of the expected pattern, to tell a misplaced word from a foreign one.
-    At most 64 runs are told; the last of them says how many bytes differ in all.
+    At most 64 runs are told.
     """
     if expected == got:
         return ()
