@@ -153,9 +153,16 @@ def check_distinct(devices: Iterable[BenchDevice]) -> None:
 def new_faults(
     before: Sequence[FaultRecord], after: Sequence[FaultRecord]
 ) -> tuple[FaultRecord, ...]:
-    """Faults in ``after`` that were not in ``before``: logs grow, or lose their start."""
-    known = {record.text for record in before}
-    return tuple(record for record in after if record.text not in known)
+    """Faults in ``after`` that were not in ``before``: logs grow, or lose their start.
+
+    The same fault may come again, so records are told apart by where they stand, not by
+    their text.
+    """
+    old, new = [record.text for record in before], [record.text for record in after]
+    known = next(
+        n for n in range(min(len(old), len(new)), -1, -1) if old[len(old) - n :] == new[:n]
+    )
+    return tuple(after[known:])
 
 
 def check_fault(
