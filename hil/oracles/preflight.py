@@ -72,7 +72,8 @@ def check_whole(chosen: Iterable[Function], everything: Iterable[Function]) -> N
                 continue
             if other.physical_function is not None:
                 continue
-            same_card = (
+            # A VF shares a card with its PF, and a bus and device too, if it is one of eight.
+            same_card = function.physical_function is None and (
                 other.address.domain == function.address.domain
                 and other.address.bus == function.address.bus
                 and other.address.device == function.address.device

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 from hil.bench import BenchDevice
+from hil.deadline import Deadline
 from hil.errors import LabError, ProductError
 from hil.pci.config import ConfigSpace
 from hil.pci.reset import defaults_after_reset
@@ -109,11 +110,14 @@ def check_no_bus_mastering(device: BenchDevice) -> None:
 def bus_mastering(device: BenchDevice) -> Iterator[None]:
     """Switch it on at the first function for the length of a block: for controls."""
     platform = device.host.platform
-    deadline = device.host.limit(20, f"COMMAND of {device}")
-    command = platform.read_config(device.address, deadline).command
+
+    def limit() -> Deadline:
+        return device.host.limit(20, f"COMMAND of {device}")
+
+    command = platform.read_config(device.address, limit()).command
 
     def write(value: int) -> None:
-        platform.write_config(device.address, COMMAND, value.to_bytes(2, "little"), deadline)
+        platform.write_config(device.address, COMMAND, value.to_bytes(2, "little"), limit())
 
     write(command | BUS_MASTER)
     try:
