@@ -10,7 +10,7 @@ from typing import Any
 from hil.errors import GuestError, LabError
 from hil.guests.guest import Guest
 from hil.pci.address import Address
-from hil.transport.agent import Agent, AgentError, AgentEndedError
+from hil.transport.agent import Agent, AgentEndedError, AgentError
 
 
 @dataclass(frozen=True, slots=True)

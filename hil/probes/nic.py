@@ -83,8 +83,8 @@ def echo(
         result = guest.run(command, seconds=20)
         seen = parse_ping(result.stdout)
         sent += seen.sent
-        if seen.answered != seen.sent or seen.complaints:
-            wrong.append(f"{size} bytes: {seen.answered} of {seen.sent} came back")
+        if not seen.sent == seen.answered == count or seen.complaints:
+            wrong.append(f"{size} bytes: {seen.answered} of {count} came back")
             wrong += [f"    {line}" for line in seen.complaints[:5]]
     if wrong:
         raise ProductError(

@@ -22,6 +22,8 @@ def checksum(data: bytes) -> int:
 
 
 def answer(frame: bytes, own_mac: bytes, own_address: bytes) -> bytes | None:
+    if len(frame) < 42:  # shorter than an ARP packet, or than an echo request with no data
+        return None
     source = frame[6:12]
     kind = frame[12:14]
     if kind == b"\x08\x06" and frame[20:22] == b"\0\1" and frame[38:42] == own_address:
@@ -31,9 +33,11 @@ def answer(frame: bytes, own_mac: bytes, own_address: bytes) -> bytes | None:
         return None
     start = 14 + (frame[14] & 15) * 4
     end = 14 + struct.unpack("!H", frame[16:18])[0]
-    if frame[start] != 8:
+    if frame[start : start + 1] != b"\x08":
         return None
     payload = bytearray(frame[start + 4 : end])
+    if len(payload) < 5:  # identifier and number only: no data to change
+        return None
     payload[-1] ^= 0x20
     icmp = b"\0\0" + struct.pack("!H", checksum(b"\0\0\0\0" + payload)) + payload
     header = bytearray(frame[14:start])
