@@ -7,6 +7,7 @@ is there.  It owns each change made to a host for a test, and takes all of them 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 
 from hil import events
 from hil.deadline import Deadline
-from hil.errors import HilError, InventoryError
+from hil.errors import HilError, InventoryError, LabError
 from hil.guests.guest import Guest, GuestState
 from hil.guests.os import GuestOS, guest_os
 from hil.lab.models import LabKind
@@ -146,9 +147,16 @@ class BenchDevice:
     @property
     def host_driver(self) -> str | None:
         """The host's own driver of its first function, whoever has it now."""
-        if self.reservation is not None:
+        if self.reservation is None:
+            return self.look().driver
+        try:
             return self.reservation.previous_drivers[self.address]
-        return self.look().driver
+        except KeyError:
+            raise LabError(
+                f"which driver {self} had is not known: a run before has left it reserved",
+                host=self.host.name,
+                hint="give it back and look again",
+            ) from None
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address})"
@@ -383,8 +391,7 @@ class Bench:
         """Destroy every guest, take every VF away, return every device."""
         failures: list[Exception] = []
         steps: list[Callable[[], None]] = [self.guests.close]
-        for name in list(self._vfs):
-            steps.append(lambda name=name: self.remove_vfs(self.device(name)))  # type: ignore[misc]
+        steps += [functools.partial(self.remove_vfs, self.device(name)) for name in self._vfs]
         steps += [device.peer.restore for device in self.devices.values() if device.peer]
         steps += [device.give_back for device in self.devices.values()]
         for act in steps:
