@@ -73,6 +73,9 @@ find $(printf '%s/ ' "$@") -maxdepth 1 -type l -printf 'link %h %f %l\n'
 grep -sH '' $(printf '%s/vendor %s/device %s/resource %s/reset_method %s/sriov_totalvfs ' \
     $(for d in "$@"; do echo "$d $d $d $d $d"; done)) | sed 's/^/text /'
 find /sys/class/net /sys/class/block -type l -printf 'interface %f %l\n'
+for part in /sys/class/net/*/lower_* /sys/class/block/*/slaves/*; do
+    [ -e "$part" ] && echo "part $part"
+done
 sed 's/^/mount /' /proc/mounts
 sed 1d /proc/swaps | sed 's/^/swap /'
 [ -n "$SSH_CONNECTION" ] && echo "ssh $SSH_CONNECTION"
@@ -551,8 +554,10 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
     addresses: list[tuple[str, str]] = []
     mounted: dict[str, str] = {}
     management: set[str] = set()
+    parts: list[tuple[str, str]] = []
     ssh_address = ""
-    for line in text.splitlines():
+    # Not splitlines(): a mount point's name may hold what that takes for a line's end.
+    for line in text.split("\n"):
         kind, _, rest = line.partition(" ")
         try:
             if kind == "size":
@@ -578,9 +583,12 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
             elif kind in ("mount", "swap"):
                 device, where = [*rest.split(), ""][:2]
                 if device.startswith("/dev/"):
-                    mounted.setdefault(
-                        device.removeprefix("/dev/"), "swap" if kind == "swap" else where
-                    )
+                    use = "swap" if kind == "swap" else where
+                    _use_disk(mounted, device.removeprefix("/dev/"), f"disk mounted at {use}")
+            elif kind == "part":
+                # /sys/class/net/br0/lower_eth0, /sys/class/block/dm-0/slaves/sda3
+                words = rest.split("/")
+                parts.append((words[4], words[-1].removeprefix("lower_")))
             elif kind == "ssh":
                 ssh_address = rest.split()[2]
             elif kind == "addr":
@@ -598,17 +606,37 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
                 hint=f"({error}) report it with this line",
             ) from error
     management |= {name for name, address in addresses if address == ssh_address}
+    for _ in parts:  # a VLAN on a bridge on a bond …
+        management |= {lower for upper, lower in parts if upper in management}
+    for upper, lower in parts:
+        # LVM, RAID, encryption: what it carries is not asked, it is in use.
+        _use_disk(mounted, lower, f"disk below {upper}")
     for address, names in interfaces.items():
-        for name in names:
-            if name in management:
-                in_use[address] = "management NIC"
-            elif name in mounted:
-                where = mounted[name]
-                in_use[address] = "root disk" if where == "/" else f"disk mounted at {where}"
-    return tuple(
-        _function(name, draft, tuple(sorted(interfaces.get(name, ()))), in_use.get(name, ""))
-        for name, draft in sorted(drafts.items())
-    )
+        uses = [mounted[name] for name in names if name in mounted]
+        uses += ["management NIC" for name in names if name in management]
+        if uses:
+            in_use[address] = "root disk" if "disk mounted at /" in uses else uses[-1]
+    functions = []
+    for name, draft in sorted(drafts.items()):
+        own = tuple(sorted(interfaces.get(name, ())))
+        try:
+            functions.append(_function(name, draft, own, in_use.get(name, "")))
+        except (ValueError, HilError) as error:
+            raise LabError(
+                f"cannot make sense of what {host or 'the host'} says of {name[:60]!r}",
+                host=host,
+                seen=str(error)[:1000],
+            ) from error
+    return tuple(functions)
+
+
+def _use_disk(uses: dict[str, str], name: str, use: str) -> None:
+    """Note what a disk or partition is for, the first use of it that is told."""
+    uses.setdefault(name, use)
+    # A partition of a multipath NVMe stands below no PCI function; its disk does.
+    partition = re.fullmatch(r"(nvme\d+n\d+)p\d+", name)
+    if partition:
+        uses.setdefault(partition[1], use)
 
 
 def _take_text(drafts: dict[str, _Draft], text: str) -> None:

@@ -29,7 +29,8 @@ def read(path: str) -> bytes:
 
 
 def lines_of(path: str) -> list[str]:
-    return read(path).decode("utf-8", "replace").splitlines()
+    text = read(path).decode("utf-8", "replace")
+    return text.rstrip("\n").split("\n") if text else []
 
 
 def survey(pattern: str) -> Iterator[str]:
@@ -50,6 +51,9 @@ def survey(pattern: str) -> Iterator[str]:
         for name in sorted(os.listdir(base)) if os.path.isdir(base) else []:
             if os.path.islink(base + name):
                 yield "interface %s %s" % (name, os.readlink(base + name))
+    parts = glob.glob("/sys/class/net/*/lower_*") + glob.glob("/sys/class/block/*/slaves/*")
+    for path in sorted(parts):
+        yield "part " + path
     for line in lines_of("/proc/mounts"):
         yield "mount " + line
     for line in lines_of("/proc/swaps")[1:]:
