@@ -28,7 +28,7 @@ SEARCH_LIMIT = 1000
 
 # stdin is the lifeline: its end, however it comes, ends QEMU.
 _KEEPER = r"""
-trap '' HUP PIPE
+trap '' HUP PIPE TERM
 umask 077
 directory=$1; shift
 exec 3<&0
@@ -41,7 +41,7 @@ wait "$qemu"
 status=$?
 rm -rf "$directory"
 echo "hil: status $status"
-kill "$keeper" 2>/dev/null
+kill -9 "$keeper" 2>/dev/null
 exit 0
 """
 
@@ -214,7 +214,6 @@ class QemuMachine:
         if self._keeper is not None and self._ended() is None:
             with contextlib.suppress(LabError):
                 self.kill(deadline)
-            self._keeper.write(b"")
         if self._monitor is not None:
             self._monitor.close()
         if self._keeper is not None:
