@@ -3,7 +3,8 @@
 ``$HIL_CACHE``, else ``$XDG_CACHE_HOME/hil``, else ``~/.cache/hil``.  An entry is a
 folder.  It is built below a name that nobody looks for and renamed when it is whole, so
 what can be found is complete; a lock, which the kernel frees when its holder dies, lets
-one of several processes build it while the others wait.
+one of several processes build it while the others wait.  Entries that nobody used for
+two weeks go when a new one of their kind is made.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from hil.errors import LabError
 
 Progress = Callable[[str], None]
 
+#: Seconds that an entry is kept after its last use.
+KEEP = 14 * 86400.0
 _BUILDING = ".build-"
 
 
@@ -52,7 +56,7 @@ def entry(
         LabError: the cache cannot be written, or the disk has too little space.
     """
     path = directory() / name
-    if path.is_dir():
+    if _use(path):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -62,7 +66,7 @@ def entry(
             hint="name another folder in HIL_CACHE",
         ) from None
     with _lock(path.with_name(f".{path.name}.lock"), deadline, progress):
-        if path.is_dir():
+        if _use(path):
             return path
         _sweep(path.parent, path.name)
         _require(path.parent, space)
@@ -97,10 +101,28 @@ def _lock(path: Path, deadline: Deadline, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
+def _use(path: Path) -> bool:
+    """Whether ``path`` is there; notes that it is of use."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return path.is_dir()  # a cache that is only read is a good cache
+    return True
+
+
 def _sweep(parent: Path, name: str) -> None:
-    """Remove what a dead builder of ``name`` left.  Called with its lock held."""
+    """Remove what a dead builder of ``name`` left, whose lock we hold, and old entries."""
     for left in parent.glob(f"{_BUILDING}{name}-*"):
         shutil.rmtree(left, ignore_errors=True)
+    for old in parent.iterdir():
+        with contextlib.suppress(OSError):
+            if not old.name.startswith(".") and old.stat().st_mtime < time.time() - KEEP:
+                # Not to be found half removed.
+                doomed = parent / f"{_BUILDING}{old.name}-old"
+                old.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _require(place: Path, space: int) -> None:

@@ -1,0 +1,134 @@
+"""What can be said of the emulated lab without starting it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hil.emulated import machine
+from hil.emulated.accel import Accelerator
+from hil.emulated.images import Image
+from hil.errors import LabError
+
+Fake = Callable[[str, str], None]
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    machine.find_qemu.cache_clear()
+    yield
+    machine.find_qemu.cache_clear()
+
+
+def test_no_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LabError, match="QEMU is not installed") as error:
+        machine.find_qemu()
+    assert "apt-get install qemu-system-x86" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("version", "igb", "saves"),
+    [
+        ("7.2.19", False, False),
+        ("8.1.0", True, False),
+        ("8.2.2", True, True),
+        ("10.0.2", True, True),
+    ],
+)
+def test_what_a_version_can_do(version: str, igb: bool, saves: bool, fake: Fake) -> None:
+    fake("qemu-system-x86_64", f"echo 'QEMU emulator version {version} (Debian 1:{version})'")
+    qemu = machine.find_qemu()
+    assert (qemu.has_igb, qemu.saves_to_file) == (igb, saves)
+    assert version in qemu.words
+
+
+def test_qemu_too_old(fake: Fake) -> None:
+    fake("qemu-system-x86_64", "echo 'QEMU emulator version 5.2.0'")
+    with pytest.raises(LabError, match=r"QEMU 5\.2 is too old") as error:
+        machine.find_qemu()
+    assert "backports" in error.value.hint
+
+
+def test_qemu_that_does_not_run(fake: Fake) -> None:
+    fake("qemu-system-x86_64", "echo 'cannot open shared object file' >&2; exit 127")
+    with pytest.raises(LabError, match="does not tell its version") as error:
+        machine.find_qemu()
+    assert "shared object" in error.value.seen
+
+
+def plan(
+    *, version: tuple[int, int] = (10, 0), accelerator: str = "tcg", iommu: bool = True
+) -> machine._Plan:
+    image = Image("host", Path("/c/kernel"), Path("/c/initrd"), Path("/c/root"), "key")
+    qemu = machine.Qemu("/usr/bin/qemu-system-x86_64", version, "QEMU 10.0")
+    return machine._Plan(
+        qemu, Accelerator(accelerator, ""), image, Path("/c/guests"), iommu, 4 << 30
+    )
+
+
+def words(**options: object) -> str:
+    return " ".join(plan(**options).command("console", "monitor", Path("/run/x")))  # type: ignore[arg-type]
+
+
+def test_devices_are_behind_the_ports_that_the_inventory_names() -> None:
+    text = words()
+    for index, name in enumerate(machine.PORTS):
+        assert f"pcie-root-port,id=port-{name},chassis={index + 1},addr=0x10.{index}," in text
+    assert "igb,id=nic0,bus=port-nic0" in text
+    assert "igb,id=peer0,bus=port-peer0" in text
+
+
+def test_without_igb_the_rest_stays() -> None:
+    text = words(version=(7, 2))
+    assert " igb," not in text
+    assert "e1000e,id=nic1,bus=port-nic1" in text
+    assert "pcie-root-port,id=port-gpu0,chassis=6" in text, "addresses stay the same"
+
+
+def test_with_and_without_an_iommu() -> None:
+    assert "intel-iommu,intremap=on,caching-mode=off" in words()
+    assert "intel-iommu" not in words(iommu=False)
+
+
+def test_a_comma_in_a_path_is_no_separator() -> None:
+    assert "file=/run/a,,b/host" in " ".join(plan().command("c", "m", Path("/run/a,b")))
+
+
+def test_whatever_shapes_the_machine_is_in_its_states_name() -> None:
+    plans = [
+        plan(),
+        plan(version=(7, 2)),
+        plan(accelerator="kvm"),
+        plan(iommu=False),
+    ]
+    assert len({each.key() for each in plans}) == len(plans)
+    assert plan().key() == plan().key()
+
+
+class TestMemory:
+    def read(self, size: int, address: int, length: int) -> bytes:
+        memory = machine._Memory(lambda a, n: f"{a:#x}+{n}".encode(), size)
+        return memory.read(address, length)
+
+    @pytest.mark.parametrize(
+        ("size", "address"),
+        [(4 << 30, 0), (4 << 30, (2 << 30) - 16), (4 << 30, 4 << 30), (4 << 30, (6 << 30) - 16)],
+    )
+    def test_ram(self, size: int, address: int) -> None:
+        assert self.read(size, address, 16) == f"{address:#x}+16".encode()
+
+    @pytest.mark.parametrize(
+        ("size", "address"),
+        [(4 << 30, (2 << 30) - 15), (4 << 30, 0xFED90000), (4 << 30, 6 << 30), (1 << 30, 1 << 30)],
+    )
+    def test_holes(self, size: int, address: int) -> None:
+        with pytest.raises(LabError, match="has no memory at"):
+            self.read(size, address, 16)
+
+
+def test_not_enough_memory() -> None:
+    with pytest.raises(LabError, match=r"needs 1048576\.0 GiB of memory, [0-9.]+ GiB are"):
+        machine._require_memory(1 << 50)
