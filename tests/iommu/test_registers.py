@@ -3,10 +3,10 @@ from __future__ import annotations
 import struct
 
 import pytest
-from vtd_builder import Image
 
 from hil.errors import LabError
 from hil.iommu.registers import DrhdRegisters
+from tests.iommu.vtd_builder import Image
 
 # as QEMU 10's VT-d with aw-bits=48 shows them: one fault record, at 0x220
 CAPABILITY = 0x00D2008C222F0606

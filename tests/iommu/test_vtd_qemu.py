@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
-from vtd_builder import READ, WRITE, Image
-from vtd_machine import ARENA, ARENA_SIZE, TABLES, WINDOW, VtdMachine
 
 from hil.emulated.qtest import QTest
 from hil.errors import LabError
@@ -24,6 +22,8 @@ from hil.iommu.vtd import (
     TranslationFault,
     VtdTables,
 )
+from tests.iommu.vtd_builder import READ, WRITE, Image
+from tests.iommu.vtd_machine import ARENA, ARENA_SIZE, TABLES, WINDOW, VtdMachine
 
 PAGE = 4096
 CASES = 50

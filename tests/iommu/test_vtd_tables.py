@@ -7,7 +7,6 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vtd_builder import BIG, READ, WRITE, Image
 
 from hil.errors import LabError
 from hil.iommu.memory import CachedMemory
@@ -19,6 +18,7 @@ from hil.iommu.vtd import (
     TranslationType,
     VtdTables,
 )
+from tests.iommu.vtd_builder import BIG, READ, WRITE, Image
 
 RID = 0x0310
 GIB = 1 << 30

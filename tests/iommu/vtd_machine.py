@@ -7,12 +7,11 @@ import struct
 from types import TracebackType
 from typing import Self
 
-from vtd_builder import Image
-
 from hil.deadline import Deadline, poll
 from hil.emulated.qtest import QTest
 from hil.iommu.registers import DrhdRegisters
 from hil.pci.address import Address
+from tests.iommu.vtd_builder import Image
 
 UNIT = 0xFED90000
 DEVICE_BUFFER = 0x40000
