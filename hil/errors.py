@@ -143,7 +143,7 @@ class CommandError(LabError):
         self.stderr = stderr
 
 
-class DeadlineExceeded(LabError):
+class DeadlineExceeded(LabError):  # noqa: N818 - reads as what happened
     """An operation did not finish in time; says what it waited for and last saw."""
 
 

@@ -10,6 +10,7 @@ on stderr: a broken report must not fail a test, nor hide what the test found.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import threading
 import time
@@ -83,7 +84,7 @@ Subscriber = Callable[[Event], None]
 
 _lock = threading.RLock()
 _subscribers: list[Subscriber] = []
-_next_step = 0
+_numbers = itertools.count(1)
 
 
 def emit(event: Event) -> None:
@@ -93,7 +94,7 @@ def emit(event: Event) -> None:
     for subscriber in subscribers:
         try:
             subscriber(event)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a listener raises
             _drop(subscriber, error)
 
 
@@ -118,10 +119,7 @@ def subscribed(subscriber: Subscriber) -> Iterator[None]:
 @contextlib.contextmanager
 def step(title: str) -> Iterator[None]:
     """Emit the start and the end of an operation around the block."""
-    global _next_step
-    with _lock:
-        _next_step += 1
-        number = _next_step
+    number = next(_numbers)
     emit(StepStarted(number, title))
     begin = time.monotonic()
     error = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import secrets
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 
@@ -242,6 +243,16 @@ class Guest:
         finally:
             stream.close()
 
+    @contextlib.contextmanager
+    def token(self) -> Iterator[str]:
+        """A random text that stands in this guest's memory, and nowhere else, in the block."""
+        text = f"hil-{secrets.token_hex(16)}"
+        self.run(self.os.hold_text(), stdin=text.encode()).check()
+        try:
+            yield text
+        finally:
+            self.run(self.os.drop_text())
+
     def address_of(self, host_address: Address) -> Address:
         """Where in the guest the function stands that the host calls ``host_address``."""
         return self.machine.guest_addresses[host_address]
@@ -264,6 +275,10 @@ class Guest:
     def interface_of(self, host_address: Address) -> str:
         """The network interface that the guest's driver made of a passed function."""
         return self._made_of(host_address, self.os.interfaces, "network interface")
+
+    def link_up(self, interface: str) -> None:
+        """Bring an interface up, without an address."""
+        self.run(self.os.link_up(interface)).check()
 
     def mac_of(self, interface: str) -> str:
         """The hardware address of an interface, as ``02:00:00:00:00:01``."""

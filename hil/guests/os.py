@@ -75,6 +75,16 @@ class GuestOS(ABC):
     def parse_interrupts(self, text: str) -> dict[str, int]: ...
 
     @abstractmethod
+    def link_up(self, interface: str) -> list[str]: ...
+
+    @abstractmethod
+    def hold_text(self) -> list[str]:
+        """Keep what comes on standard input in memory, for :meth:`drop_text`."""
+
+    @abstractmethod
+    def drop_text(self) -> list[str]: ...
+
+    @abstractmethod
     def hardware_address(self, interface: str) -> list[str]:
         """Prints the interface's MAC address."""
 
@@ -91,14 +101,16 @@ class GuestOS(ABC):
         """Take ``address`` from ``interface``."""
 
     @abstractmethod
-    def ping(
-        self, destination: str, *, size: int, count: int, pattern: bytes, interval: float
-    ) -> list[str]:
-        """``size``: bytes of ICMP payload; ``pattern``: up to 16 bytes that fill it."""
+    def ping(self, destination: str, *, size: int, pattern: bytes = b"") -> list[str]:
+        """One echo; ``size``: bytes of ICMP payload; ``pattern``: up to 16 bytes to fill it."""
 
     @abstractmethod
     def reset_function(self, address: Address) -> list[str]:
-        """Ask the guest's kernel to reset the function."""
+        """Let the guest's kernel reset the function, with its driver out of the way meanwhile."""
+
+
+#: On tmpfs: in memory, and gone with the guest.
+_TEXT = "/dev/shm/hil-text"  # noqa: S108
 
 
 class LinuxGuest(GuestOS):
@@ -181,6 +193,15 @@ class LinuxGuest(GuestOS):
     def parse_interrupts(self, text: str) -> dict[str, int]:
         return parse_interrupts(text)
 
+    def hold_text(self) -> list[str]:
+        return ["sh", "-c", f"cat > {_TEXT}"]
+
+    def drop_text(self) -> list[str]:
+        return ["rm", "-f", _TEXT]
+
+    def link_up(self, interface: str) -> list[str]:
+        return ["ip", "link", "set", interface, "up"]
+
     def hardware_address(self, interface: str) -> list[str]:
         return ["cat", f"/sys/class/net/{interface}/address"]
 
@@ -194,17 +215,23 @@ class LinuxGuest(GuestOS):
     def remove_address(self, interface: str, address: str) -> list[str]:
         return ["ip", "addr", "del", address, "dev", interface]
 
-    def ping(
-        self, destination: str, *, size: int, count: int, pattern: bytes, interval: float
-    ) -> list[str]:
-        command = ["ping", "-n", "-c", str(count), "-i", str(interval), "-W", "5"]
-        command += ["-s", str(size), "-M", "do"]
+    def ping(self, destination: str, *, size: int, pattern: bytes = b"") -> list[str]:
+        # Of several packets, iputils waits for the last only twice the time of the others.
+        command = ["ping", "-n", "-c", "1", "-W", "5", "-s", str(size), "-M", "do"]
         if pattern:
             command += ["-p", pattern[:16].hex()]
         return [*command, destination]
 
     def reset_function(self, address: Address) -> list[str]:
-        return ["sh", "-c", 'echo 1 > "/sys/bus/pci/devices/$1/reset"', "hil", str(address)]
+        # Not every driver survives a reset under its feet (igb has no reset_prepare).
+        script = r"""
+        d=/sys/bus/pci/devices/$1
+        l=$(readlink "$d/driver")
+        if [ -n "$l" ]; then echo "$1" > "$d/driver/unbind" || exit; fi
+        echo 1 > "$d/reset" || exit
+        if [ -n "$l" ]; then echo "$1" > "/sys/bus/pci/drivers/${l##*/}/bind" || exit; fi
+        """
+        return ["sh", "-c", script, "hil", str(address)]
 
 
 def parse_interrupts(text: str) -> dict[str, int]:

@@ -14,10 +14,8 @@ from hil.iommu.vtd import ContextEntry, Translation, TranslationType, VtdTables
 from hil.pci.address import Address
 from hil.platforms.contract import Owner, Phase
 
-#: Guest physical addresses compared with what the tables lead to: all in low RAM that a
-#: booted guest has written (its kernel is loaded at 16 MiB).
-SAMPLES = (0x1000, 0x100000, 0x1000000, 0x1200000, 0x2000000)
-SAMPLE_SIZE = 4096
+#: Places of the token that are compared; a search may find copies in freed memory too.
+PLACES = 8
 
 
 def entry_of(tables: VtdTables, address: Address) -> ContextEntry | None:
@@ -31,26 +29,25 @@ def _strangeness(
 ) -> tuple[str, ...]:
     """Complaints, unless DMA addresses of the function lead to that guest's own memory.
 
-    Each sample is read twice, once through the tables in host physical memory and once
-    from the hypervisor's side, while the guest runs: it counts as different only if it
-    differs three times in a row.
+    A random token is put into the guest's memory, found there from the hypervisor's side, and
+    must stand in host memory where the function's tables lead.  Memory that all guests
+    have alike, such as a kernel's text, would prove nothing.
     """
     complaints = []
-    for sample in SAMPLES:
-        where = tables.translate(address.requester_id, sample, True)
-        if not isinstance(where, Translation):
-            complaints.append(f"guest address {sample:#x} is not mapped: {where.text}")
-            continue
-        for _ in range(3):
-            through_tables = memory.read(where.physical, SAMPLE_SIZE)
-            if through_tables == guest.machine.read_physical(sample, SAMPLE_SIZE, deadline):
-                break
-        else:
-            complaints.append(
-                f"guest address {sample:#x} leads to host {where.physical:#x}, "
-                f"which does not hold the bytes of guest {guest.name}"
-            )
-    return tuple(complaints)
+    with guest.token() as token:
+        places = guest.machine.search_physical(token, deadline)
+        for place in places[:PLACES]:
+            where = tables.translate(address.requester_id, place, True)
+            if not isinstance(where, Translation):
+                complaints.append(f"guest address {place:#x} is not mapped: {where.text}")
+            elif memory.read(where.physical, len(token)) == token.encode():
+                return ()
+            else:
+                complaints.append(
+                    f"guest address {place:#x} leads to host {where.physical:#x}, "
+                    f"which does not hold the token of guest {guest.name}"
+                )
+    return tuple(complaints) or (f"guest {guest.name} does not hold its own token",)
 
 
 def _owner(entry: ContextEntry | None, before: ContextEntry | None) -> Owner:

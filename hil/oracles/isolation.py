@@ -32,7 +32,6 @@ def check_unicast_is_private(pair: Pair, *, broadcast: bool = False) -> None:
     (first, second), (one, two) = pair.guests, pair.devices
     peer = nic.join(first, one, 0)
     nic.join(second, two, 1)
-    nic.wait_for_link(first, peer)
     own, other = first.interface_of(one.address), second.interface_of(two.address)
     destination = "ff:ff:ff:ff:ff:ff" if broadcast else first.mac_of(own)
     before = first.received(own), second.received(other)

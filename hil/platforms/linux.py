@@ -555,6 +555,8 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
     mounted: dict[str, str] = {}
     management: set[str] = set()
     parts: list[tuple[str, str]] = []
+    layers: list[tuple[str, str]] = []
+    kinds = {"net": layers, "block": parts}
     ssh_address = ""
     # Not splitlines(): a mount point's name may hold what that takes for a line's end.
     for line in text.split("\n"):
@@ -588,7 +590,7 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
             elif kind == "part":
                 # /sys/class/net/br0/lower_eth0, /sys/class/block/dm-0/slaves/sda3
                 words = rest.split("/")
-                parts.append((words[4], words[-1].removeprefix("lower_")))
+                kinds[words[3]].append((words[4], words[-1].removeprefix("lower_")))
             elif kind == "ssh":
                 ssh_address = rest.split()[2]
             elif kind == "addr":
@@ -606,8 +608,8 @@ def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
                 hint=f"({error}) report it with this line",
             ) from error
     management |= {name for name, address in addresses if address == ssh_address}
-    for _ in parts:  # a VLAN on a bridge on a bond …
-        management |= {lower for upper, lower in parts if upper in management}
+    for _ in layers:  # a VLAN on a bridge on a bond …
+        management |= {lower for upper, lower in layers if upper in management}
     for upper, lower in parts:
         # LVM, RAID, encryption: what it carries is not asked, it is in use.
         _use_disk(mounted, lower, f"disk below {upper}")

@@ -17,6 +17,7 @@ from hil.bench import BenchDevice, Peer
 from hil.deadline import poll
 from hil.errors import LabError, ProductError
 from hil.guests.guest import Guest
+from hil.transport.quoting import quote
 
 #: ICMP payload sizes: around every power of two up to what an Ethernet frame carries.
 SIZES = (16, 56, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1472)
@@ -51,13 +52,14 @@ def parse_ping(text: str) -> Echo:
 
 
 def join(guest: Guest, device: BenchDevice, index: int = 0) -> Peer:
-    """Give both ends of the device's cable an address; returns the far end."""
+    """Give both ends of the device's cable an address and wait for the link; the far end."""
     peer = device.peer
     if peer is None:
         raise LabError(f"{device} has no peer in the inventory")
     peer.configure()
     interface = guest.interface_of(device.address)
     guest.run(guest.os.configure_interface(interface, peer.address_for(index))).check()
+    wait_for_link(guest, peer)
     return peer
 
 
@@ -73,29 +75,37 @@ def echo(
         ProductError: packets were lost, or came back with wrong bytes.
     """
     tag = tag or secrets.token_hex(4)
-    wrong: list[str] = []
-    sent = 0
-    for sequence, size in enumerate(sizes):
-        pattern = f"{tag:.12}{sequence:04d}".encode()[:16]
-        command = guest.os.ping(
-            peer.address, size=max(size, MINIMUM), count=count, pattern=pattern, interval=0.002
+    planned = [max(size, MINIMUM) for size in sizes for _ in range(count)]
+    pings = [
+        guest.os.ping(peer.address, size=size, pattern=f"{tag:.12}{number:04d}".encode())
+        for number, size in enumerate(planned)
+    ]
+    script = "\n".join(quote(ping) for ping in pings) + "\ntrue\n"
+    result = guest.run(["sh", "-c", script], seconds=10 + 1.5 * len(pings)).check()
+    answers = [
+        parse_ping("PING" + part)
+        for part in re.split(r"^PING", result.stdout, flags=re.MULTILINE)[1:]
+    ]
+    if len(answers) != len(pings):
+        raise LabError(
+            f"{len(pings)} pings gave {len(answers)} answers", seen=result.stdout + result.stderr
         )
-        result = guest.run(command, seconds=20)
-        seen = parse_ping(result.stdout)
-        sent += seen.sent
-        if not seen.sent == seen.answered == count or seen.complaints:
-            wrong.append(f"{size} bytes: {seen.answered} of {count} came back")
+    wrong: list[str] = []
+    for number, (size, seen) in enumerate(zip(planned, answers, strict=True)):
+        if seen.answered != seen.sent or seen.complaints:
+            came = "came back changed" if seen.answered else "did not come back"
+            wrong.append(f"packet {number} of {size} bytes {came}")
             wrong += [f"    {line}" for line in seen.complaints[:5]]
     if wrong:
         raise ProductError(
             f"the NIC of guest {guest.name} lost or changed packets", seen="\n".join(wrong)
         )
-    return sent
+    return sum(seen.sent for seen in answers)
 
 
 def wait_for_link(guest: Guest, peer: Peer) -> None:
     """Wait until the first echo comes back."""
-    command = guest.os.ping(peer.address, size=56, count=1, pattern=b"", interval=0.2)
+    command = guest.os.ping(peer.address, size=56)
     poll(
         lambda: guest.run(command, seconds=15).status == 0,
         guest.limit(20, f"the link to {peer.address}"),

@@ -3,18 +3,18 @@
 It is sent as text and installs nothing; standard library only.  It takes one JSON object
 a line on standard input and answers one a line: ``{"ok": …}`` or ``{"error": "…"}``.
 
-Functions are driven through VFIO without an IOMMU (the guest has none): the kernel gives
-registers, configuration space and interrupts by file descriptor.  DMA memory is locked and
-its physical addresses come from ``/proc/self/pagemap``.
+Registers are reached by mmap of sysfs ``resourceN``, interrupts of functions without a driver
+through uio_pci_generic.  DMA memory is of huge pages, which stay where they are; their physical
+addresses come from ``/proc/self/pagemap``.
 
-Sources: include/uapi/linux/vfio.h; Documentation/admin-guide/mm/pagemap.rst of Linux.
+Sources: Documentation/PCI/sysfs-pci.rst, Documentation/driver-api/uio-howto.rst and
+Documentation/admin-guide/mm/pagemap.rst of Linux.
 """
 
 from __future__ import annotations
 
 import base64
 import ctypes
-import fcntl
 import json
 import mmap
 import os
@@ -29,14 +29,6 @@ PAGE = 4096
 HUGE = 2 << 20
 MAP_HUGETLB = 0x40000
 
-VFIO = 0x3B << 8
-SET_IOMMU, GET_STATUS, SET_CONTAINER = VFIO | 102, VFIO | 103, VFIO | 104
-GET_DEVICE, GET_IRQ_INFO, SET_IRQS = VFIO | 106, VFIO | 109, VFIO | 110
-DEVICE_RESET = VFIO | 111
-NOIOMMU = 8
-INTX, MSI, MSIX = 0, 1, 2
-DATA_NONE, DATA_EVENTFD, ACTION_TRIGGER, ACTION_UNMASK = 1, 4, 32, 16
-CONFIG_REGION = 7
 SYSFS = "/sys/bus/pci/devices/"
 
 
@@ -50,75 +42,55 @@ def read_text(path: str) -> str:
         return file.read().strip()
 
 
+KINDS: Any = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
+
+
 class Device:
-    """One function, taken from its driver and held through VFIO."""
+    """A function's registers, and its interrupts where no driver of the guest has them."""
 
     def __init__(self, address: str) -> None:
-        self.address = address
-        subprocess.run(["modprobe", "vfio-pci"], check=False)
-        unsafe = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
-        write_text(unsafe, "1")
-        path = SYSFS + address
-        write_text(path + "/driver_override", "vfio-pci")
-        if os.path.exists(path + "/driver"):
-            write_text(path + "/driver/unbind", address)
-        write_text("/sys/bus/pci/drivers_probe", address)
-        group = os.path.basename(os.readlink(path + "/iommu_group"))
-        self.container = os.open("/dev/vfio/vfio", os.O_RDWR)
-        self.group = os.open("/dev/vfio/noiommu-" + group, os.O_RDWR)
-        fcntl.ioctl(self.group, SET_CONTAINER, struct.pack("i", self.container))
-        fcntl.ioctl(self.container, SET_IOMMU, NOIOMMU)
-        # With a mutable buffer, ioctl returns what the kernel returned: the descriptor.
-        self.fd: int = fcntl.ioctl(self.group, GET_DEVICE, bytearray(address.encode() + b"\0"))
-        self.events: list[int] = []
-        self.index = 0
-        command = struct.unpack("<H", self.read(CONFIG_REGION, 4, 2))[0]
-        self.write(CONFIG_REGION, 4, struct.pack("<H", command | 0x6))
+        self.path = SYSFS + address
+        self.bars: dict[int, mmap.mmap] = {}
+        self.events = -1
+        with open(self.path + "/config", "r+b", buffering=0) as config:
+            config.seek(4)
+            (command,) = struct.unpack("<H", config.read(2))
+            config.seek(4)
+            config.write(struct.pack("<H", command | 0x6))  # memory decode, bus master
 
-    def read(self, region: int, offset: int, length: int) -> bytes:
-        return os.pread(self.fd, length, (region << 40) + offset)
+    def register(self, bar: int, offset: int, width: int) -> Any:
+        if bar not in self.bars:
+            with open("%s/resource%d" % (self.path, bar), "r+b", buffering=0) as file:
+                self.bars[bar] = mmap.mmap(file.fileno(), 0)
+        return KINDS[width].from_buffer(self.bars[bar], offset)
 
-    def write(self, region: int, offset: int, data: bytes) -> int:
-        return os.pwrite(self.fd, data, (region << 40) + offset)
+    def listen(self) -> None:
+        """Count INTx by uio_pci_generic, for a function that has no driver."""
+        subprocess.run(["modprobe", "uio_pci_generic"], check=True)
+        write_text(self.path + "/driver_override", "uio_pci_generic")
+        write_text("/sys/bus/pci/drivers_probe", os.path.basename(self.path))
+        name = os.listdir(self.path + "/uio")[0]
+        self.events = os.open("/dev/" + name, os.O_RDWR)
+        self.seen = 0
+        self.unmask()
 
-    def vectors(self, index: int) -> int:
-        info = bytearray(struct.pack("4I", 16, 0, index, 0))
-        fcntl.ioctl(self.fd, GET_IRQ_INFO, info)
-        return int(struct.unpack("4I", info)[3])
+    def unmask(self) -> None:
+        os.write(self.events, struct.pack("I", 1))
 
-    def open_vectors(self, index: int, count: int) -> None:
-        self.close_vectors()
-        self.events = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
-        head = struct.pack("5I", 20 + 4 * count, DATA_EVENTFD | ACTION_TRIGGER, index, 0, count)
-        fcntl.ioctl(self.fd, SET_IRQS, head + struct.pack("%di" % count, *self.events))
-        self.index = index
-
-    def close_vectors(self) -> None:
-        if self.events:
-            none = struct.pack("5I", 20, DATA_NONE | ACTION_TRIGGER, self.index, 0, 0)
-            fcntl.ioctl(self.fd, SET_IRQS, none)
-        for event in self.events:
-            os.close(event)
-        self.events = []
-
-    def counts(self, settle: float) -> list[int]:
-        """Events since the last call, by vector, once none has come for ``settle`` s."""
-        counts = [0] * len(self.events)
-        while True:
-            ready, _, _ = select.select(self.events, [], [], settle)
-            if not ready:
-                return counts
-            for event in ready:
-                counts[self.events.index(event)] += os.eventfd_read(event)
+    def count(self, settle: float) -> int:
+        """Interrupts since the last call, once none has come for ``settle`` seconds."""
+        came = 0
+        while select.select([self.events], [], [], settle)[0]:
+            (total,) = struct.unpack("I", os.read(self.events, 4))
+            came += total - self.seen if self.seen else 1
+            self.seen = total
+        return came
 
     def close(self) -> None:
-        self.close_vectors()
-        for fd in (self.fd, self.group, self.container):
-            os.close(fd)
-        path = SYSFS + self.address
-        write_text(path + "/driver_override", "\n")
-        write_text(path + "/driver/unbind", self.address)
-        write_text("/sys/bus/pci/drivers_probe", self.address)
+        if self.events >= 0:
+            os.close(self.events)
+            write_text(self.path + "/driver_override", "\n")
+            write_text(self.path + "/driver/unbind", os.path.basename(self.path))
 
 
 class Memory:
@@ -153,17 +125,6 @@ devices: dict[str, Device] = {}
 memories: list[Memory] = []
 
 
-def bar_read(device: str, bar: int, offset: int, width: int) -> int:
-    data = devices[device].read(bar, offset, width)
-    if len(data) != width:
-        raise OSError("short read of BAR %d at %#x" % (bar, offset))
-    return int.from_bytes(data, "little")
-
-
-def bar_write(device: str, bar: int, offset: int, width: int, value: int) -> None:
-    devices[device].write(bar, offset, value.to_bytes(width, "little"))
-
-
 def do_open(address: str) -> bool:
     if address not in devices:
         devices[address] = Device(address)
@@ -175,17 +136,12 @@ def do_close(address: str) -> bool:
     return True
 
 
-def do_reset(address: str) -> bool:
-    fcntl.ioctl(devices[address].fd, DEVICE_RESET)
-    return True
-
-
 def do_read(address: str, bar: int, offset: int, width: int) -> int:
-    return bar_read(address, bar, offset, width)
+    return int(devices[address].register(bar, offset, width).value)
 
 
 def do_write(address: str, bar: int, offset: int, width: int, value: int) -> bool:
-    bar_write(address, bar, offset, width, value)
+    devices[address].register(bar, offset, width).value = value
     return True
 
 
@@ -195,7 +151,7 @@ def do_wait(
     """Poll a register until ``register & mask == value``; tells the last value."""
     end = time.monotonic() + seconds
     while True:
-        now = bar_read(address, bar, offset, width)
+        now = do_read(address, bar, offset, width)
         if now & mask == value:
             return now
         if time.monotonic() > end:
@@ -206,7 +162,7 @@ def do_wait(
 def do_transfer(address: str, bar: int, writes: list[list[int]], wait: list[int]) -> int:
     """Register writes, then a wait, in one go: [[offset, width, value], …]."""
     for offset, width, value in writes:
-        bar_write(address, bar, offset, width, value)
+        do_write(address, bar, offset, width, value)
     return do_wait(address, bar, *wait)
 
 
@@ -225,22 +181,17 @@ def do_dump(memory: int, offset: int, length: int) -> str:
     return base64.b64encode(memories[memory].map[offset : offset + length]).decode()
 
 
-def do_vectors(address: str, index: int) -> int:
-    return devices[address].vectors(index)
-
-
-def do_open_vectors(address: str, index: int, count: int) -> bool:
-    devices[address].open_vectors(index, count)
+def do_listen(address: str) -> bool:
+    devices[address].listen()
     return True
 
 
-def do_counts(address: str, settle: float) -> list[int]:
-    return devices[address].counts(settle)
+def do_count(address: str, settle: float) -> int:
+    return devices[address].count(settle)
 
 
 def do_unmask(address: str) -> bool:
-    data = struct.pack("5I", 20, DATA_NONE | ACTION_UNMASK, INTX, 0, 1)
-    fcntl.ioctl(devices[address].fd, SET_IRQS, data)
+    devices[address].unmask()
     return True
 
 
