@@ -382,7 +382,7 @@ class EmulatedLab:
         for device in _PLUGGED_LATER:
             self._plug(device, deadline)
         script = """
-            date -s "@$1" >/dev/null; shift
+            date -s "@$1" >/dev/null || exit; shift
             tries=500
             until [ -e "$1" ] && [ -e "$2" ]; do
                 [ $((tries -= 1)) -gt 0 ] || { ls /sys/bus/pci/devices /sys/block; exit 1; }
@@ -391,7 +391,7 @@ class EmulatedLab:
         """
         awaited = [f"/sys/bus/pci/devices/{self.address('edu0')}", "/sys/block/nvme0n1"]
         host = self.ssh(deadline)
-        now = f"{time.time():.3f}"
+        now = f"{time.time():.0f}"  # busybox takes no fractions
         host.run(["busybox", "sh", "-c", script, "hil", now, *awaited], deadline=deadline).check()
 
     def _plug(self, device: str, deadline: Deadline) -> None:
