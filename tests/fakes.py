@@ -165,8 +165,8 @@ class FakeOS(LinuxGuest):
         return ["echo", "power off"]
 
     def reboot(self) -> list[str]:
-        # The log-in shell and all that runs on its terminal; see SHELL.
-        return ["kill", "-9", "$LOGIN_SHELL", "0"]
+        # The log-in shell and what hil runs in it; see SHELL.
+        return ["kill", "-9", "$LOGIN_SHELL", "$$"]
 
     def crash(self) -> list[str]:
         return ["printf", "[   10.000000] Kernel panic - not syncing: sysrq triggered crash\\r\\n"]
@@ -182,7 +182,7 @@ while :; do
     n=$((n + 1)); echo "boot $n" > "$1"
     printf '[    0.000000] Linux version 6.1.0\r\nguest login: '
     read -r user || exit
-    sh -c 'export LOGIN_SHELL=$$; exec sh -i'
+    sh -c 'export LOGIN_SHELL=$$; exec sh -i +m'
 done
 """
 
