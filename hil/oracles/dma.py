@@ -81,11 +81,11 @@ def check_copies(
     Raises:
         ProductError: with the first wrong bytes of each wrong copy.
     """
-    tag = secrets.randbits(24)
     agent = engine.agent
     wrong: list[str] = []
     count = 0
     for copy in copies:
+        tag = secrets.randbits(24)  # of each copy: old data of the same place is not taken for new
         zone_start = copy.destination - RED_ZONE
         # What stands at the destination is the source's complement, byte for byte: a copy
         # that is not done, or goes on too long, shows in each byte whatever its value.
