@@ -38,14 +38,13 @@ from hil.transport.ssh import SshTransport
 
 Progress = Callable[[str], None]
 
-#: The lab host's memory, bytes.
-MEMORY = 4 << 30
+#: The lab host's memory, bytes.  All of it below 4 GiB, so that SeaBIOS puts the windows of
+#: bridges there too: QEMU 10.0 drops the upper half of the address of a VF's BARs.
+MEMORY = 2560 << 20
 #: Disk that a saved state takes, at most, bytes (measured: 0.3 GB).
 STATE_SPACE = 1 << 30
 #: Size of the NVMe disk, bytes; sparse.
 NVME_SIZE = 256 << 20
-#: QEMU's q35 moves what does not fit below its PCI hole to 4 GiB (hw/i386/pc_q35.c).
-_LOW_LIMIT, _LOW_SIZE, _HIGH = 0xB000_0000, 0x8000_0000, 1 << 32
 #: Where QEMU's VT-d has its registers (include/hw/i386/intel_iommu.h).
 DRHD_BASE, DRHD_SIZE = 0xFED9_0000, 0x1000
 #: Raise it when what is saved changes though the command line does not.
@@ -115,7 +114,6 @@ class _Plan:
     host: images.Image
     guests: Path
     iommu: bool
-    memory: int
 
     def key(self) -> str:
         words = [
@@ -139,7 +137,7 @@ class _Plan:
         else:
             # SVM is the one nested virtualization that TCG has.
             command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt"]
-        command += ["-smp", "2", "-m", f"{self.memory >> 20}M"]
+        command += ["-smp", "2", "-m", f"{MEMORY >> 20}M"]
         if self.iommu:
             command += ["-device", "intel-iommu,intremap=on,caching-mode=off"]
         words = ["console=ttyS0", "root=/dev/vda", "net.ifnames=0", "intel_iommu=on"]
@@ -163,8 +161,9 @@ class _Plan:
         command += ["-chardev", console, "-serial", "chardev:console"]
         command += ["-chardev", monitor, "-mon", "chardev=monitor,mode=control"]
         for index, name in enumerate(PORTS):
-            address = f"addr={_ROOT_PORT_SLOT:#x}.{index},multifunction=on"
-            command += ["-device", f"pcie-root-port,id=port-{name},chassis={index + 1},{address}"]
+            port = f"pcie-root-port,id=port-{name},chassis={index + 1}"
+            port += f",addr={_ROOT_PORT_SLOT:#x}.{index},multifunction=on"
+            command += ["-device", port]
         # By default edu's DMA reaches 28 bits only.
         command += ["-global", f"edu.dma_mask={(1 << 64) - 1:#x}"]
         # A hub is the cable; nic1's has no far end.
@@ -238,7 +237,6 @@ class EmulatedLab:
         *,
         iommu: bool = True,
         fresh: bool = False,
-        memory: int = MEMORY,
         progress: Progress = lambda _: None,
         deadline: Deadline,
     ) -> EmulatedLab:
@@ -247,7 +245,6 @@ class EmulatedLab:
         Args:
             iommu: with VT-d, or a machine that has none.
             fresh: boot it, although a saved state may exist.
-            memory: of the host, bytes.
             progress: told, one line at a time, what is being done.
             deadline: for all of it, the making of images included.
 
@@ -256,12 +253,12 @@ class EmulatedLab:
                 not be made, or the host did not come up (with its console's last lines).
         """
         qemu = find_qemu()
-        _require_memory(memory)
+        _require_memory(MEMORY)
         host = images.build(images.HOST, progress)
         guest = images.build(images.GUEST, progress)
         guests = images.bundle([guest], progress)
         accelerator = accel.choose(qemu.path, qemu.words, host, progress)
-        plan = _Plan(qemu, accelerator, host, guests, iommu, memory)
+        plan = _Plan(qemu, accelerator, host, guests, iommu)
         if fresh or not qemu.saves_to_file:
             return cls._boot(plan, progress, deadline)
         booted: list[EmulatedLab] = []
@@ -497,7 +494,7 @@ class EmulatedLab:
 
     def physical_memory(self) -> PhysicalMemory:
         """The host's RAM, read without the host's help."""
-        return _Memory(self._save_physical, self._plan.memory)
+        return _Memory(self._save_physical)
 
     def drhd_registers(self) -> bytes:
         """The 4 KiB of VT-d registers at :data:`DRHD_BASE`.
@@ -558,14 +555,12 @@ def _channel(path: Path) -> list[dict[str, object]]:
 
 
 class _Memory:
-    def __init__(self, save: Callable[[int, int], bytes], size: int) -> None:
+    def __init__(self, save: Callable[[int, int], bytes]) -> None:
         self._save = save
-        low = size if size < _LOW_LIMIT else _LOW_SIZE
-        self._ranges = ((0, low), (_HIGH, _HIGH + size - low))
 
     def read(self, address: int, length: int) -> bytes:
         """As :meth:`hil.iommu.memory.PhysicalMemory.read`."""
-        if not any(first <= address and address + length <= end for first, end in self._ranges):
+        if address < 0 or length < 0 or address + length > MEMORY:
             raise LabError(f"the lab host has no memory at {address:#x}+{length:#x}")
         return self._save(address, length) if length else b""
 
