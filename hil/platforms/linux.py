@@ -17,8 +17,15 @@ from importlib.resources import files
 from typing import Protocol
 
 from hil import events
-from hil.deadline import Deadline
-from hil.errors import CommandError, HilError, InventoryError, LabError, ProductError
+from hil.deadline import Deadline, poll
+from hil.errors import (
+    CommandError,
+    DeadlineExceeded,
+    HilError,
+    InventoryError,
+    LabError,
+    ProductError,
+)
 from hil.guests.images import GuestImage
 from hil.guests.os import LinuxGuest
 from hil.iommu.acpi import parse_dmar
@@ -398,13 +405,18 @@ class LinuxVfio(Platform):
 
     def create_vfs(self, address: Address, count: int, deadline: Deadline) -> tuple[Address, ...]:
         with events.step(f"create {count} VFs of {address} on {self.host}"):
+            # VFs have a link only if their PF had one when they were made (igb).
+            for interface in self.function(address, deadline).interfaces:
+                self._link_up(interface, deadline)
             try:
-                self._sh(
-                    'echo "$2" > "/sys/bus/pci/devices/$1/sriov_numvfs"',
-                    address,
-                    count,
-                    deadline=deadline,
-                )
+                script = 'echo "$2" > "/sys/bus/pci/devices/$1/sriov_numvfs"'
+                self._sh(script, address, count, deadline=deadline)
+                # igb answers no VF that it has given no address.
+                for interface in self.function(address, deadline).interfaces:
+                    for index in range(count):
+                        mac = f"02:68:69:{address.bus:02x}:{address.device:02x}:{index:02x}"
+                        command = ["ip", "link", "set", interface, "vf", str(index), "mac", mac]
+                        self.transport.run(command, deadline=deadline).check()
             except CommandError as error:
                 raise ProductError(
                     f"{address} did not make {count} VFs", host=self.host, seen=error.seen
@@ -415,6 +427,16 @@ class LinuxVfio(Platform):
                 f"{address} was to make {count} VFs and has {len(made)}", host=self.host
             )
         return made
+
+    def _link_up(self, interface: str, deadline: Deadline) -> None:
+        """Bring an interface up; a cable that is not plugged in is waited for in vain."""
+        self._sh('ip link set "$1" up', interface, deadline=deadline)
+        carrier = ["cat", f"/sys/class/net/{interface}/carrier"]
+        with contextlib.suppress(DeadlineExceeded):
+            poll(
+                lambda: self.transport.run(carrier, deadline=deadline).stdout.strip() == "1",
+                deadline.within(10, f"the link of {interface}"),
+            )
 
     def remove_vfs(self, address: Address, deadline: Deadline) -> None:
         # The kernel would take an assigned VF out from under its guest (VFIO does not set

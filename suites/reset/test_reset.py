@@ -19,10 +19,13 @@ from hil.probes import nic
 def test_registers_are_at_their_defaults_after_a_guest_powered_off(
     device: BenchDevice, guests: GuestPool
 ) -> None:
+    guests.release(device)
+    device.reserve()
+    before = device.look().config
     guest = guests.shared(device)
     guest.power_off()
     guest.destroy()
-    reset.check_quiet(device.look().config, f"{device} after the guest's power-off")
+    reset.check_quiet(before, device.look().config, f"{device} after the guest's power-off")
 
 
 @pytest.mark.catalogue("RS2", bugs=[3, 6])
