@@ -20,6 +20,7 @@ from hil.emulated.images import Image, Progress
 
 #: Seconds that a kernel gets to reach its first program; under working KVM it takes one.
 TRIAL = 10.0
+DEVICE = Path("/dev/kvm")
 _MARK = re.compile(rb"hil: userland runs, nested virtualization: (yes|no)")
 
 
@@ -35,10 +36,9 @@ class Accelerator:
 
 def choose(qemu: str, version: str, image: Image, progress: Progress) -> Accelerator:
     """The accelerator for ``qemu`` on this machine."""
-    device = Path("/dev/kvm")
-    if not device.exists():
+    if not DEVICE.exists():
         return Accelerator("tcg", "there is no /dev/kvm")
-    if not os.access(device, os.R_OK | os.W_OK):
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
         return Accelerator("tcg", "this user may not open /dev/kvm")
     identity = "\n".join((_text("/proc/sys/kernel/random/boot_id"), processor(), version))
     key = hashlib.sha256(f"{identity}\n{image.key}".encode()).hexdigest()
@@ -50,6 +50,7 @@ def choose(qemu: str, version: str, image: Image, progress: Progress) -> Acceler
         pass
     progress("trying KVM")
     answer = _try(qemu, image)
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     new = place.with_name(f"{place.name}.{os.getpid()}")
     new.write_text(json.dumps({"name": answer.name, "reason": answer.reason}))
     new.replace(place)

@@ -31,7 +31,7 @@ from hil.deadline import Deadline, poll
 from hil.emulated import accel, cache, images
 from hil.emulated.accel import Accelerator
 from hil.emulated.process import QemuProcess, run_folder
-from hil.errors import GuestError, HilError, LabError
+from hil.errors import DeadlineExceeded, GuestError, HilError, LabError
 from hil.iommu.memory import PhysicalMemory
 from hil.transport import keys
 from hil.transport.ssh import SshTransport
@@ -278,7 +278,7 @@ class EmulatedLab:
                 space=STATE_SPACE,
             )
             if not booted:
-                return cls._restore(plan, state, progress, deadline)
+                return cls._restore_or_boot(plan, state, progress, deadline)
             booted[0]._ready(deadline)  # noqa: SLF001
         except BaseException:
             for lab in booted:
@@ -309,6 +309,20 @@ class EmulatedLab:
             if plug:
                 lab._ready(deadline)
         return lab
+
+    @classmethod
+    def _restore_or_boot(
+        cls, plan: _Plan, state: Path, progress: Progress, deadline: Deadline
+    ) -> EmulatedLab:
+        try:
+            return cls._restore(plan, state, progress, deadline)
+        except DeadlineExceeded:
+            raise
+        except LabError as error:
+            # A damaged file, say: the next lab saves a new one.
+            progress(f"the saved state is of no use ({error.message})")
+            shutil.rmtree(state, ignore_errors=True)
+            return cls._boot(plan, progress, deadline)
 
     @classmethod
     def _restore(
@@ -429,7 +443,6 @@ class EmulatedLab:
             raise LabError(
                 failure,
                 seen=f"{info.get('error-desc', '')}\n{self._process.errors()}",
-                hint=f"remove {cache.directory() / 'states'}",
             )
         return bool(info.get("status") == "completed")
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from hil.qmp import Monitor
 
 _PREFIX = "lab-"
 _END_LIMIT = 10.0
+#: Seconds after which a folder without a lock belongs to nobody.
+_STARTING = 3600.0
 
 
 def run_folder() -> Path:
@@ -49,8 +52,12 @@ def run_folder() -> Path:
 
 
 def _remove_if_dead(folder: Path) -> None:
-    # A lab that is just starting has no lock yet: it is left alone.
     with contextlib.suppress(OSError):
+        if not (folder / "lock").exists():
+            # A lab that is just starting has no lock yet.
+            if folder.stat().st_mtime < time.time() - _STARTING:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from hil.deadline import Deadline
 from hil.emulated import machine
 from hil.emulated.accel import Accelerator
 from hil.emulated.images import Image
-from hil.errors import LabError
+from hil.errors import DeadlineExceeded, LabError
 
 Fake = Callable[[str, str], None]
 
@@ -130,3 +131,38 @@ def test_all_ram_is_below_4_gib() -> None:
 def test_not_enough_memory() -> None:
     with pytest.raises(LabError, match=r"needs 1048576\.0 GiB of memory, [0-9.]+ GiB are"):
         machine._require_memory(1 << 50)
+
+
+class TestASavedState:
+    """What becomes of it, with stand-ins for the machine."""
+
+    @pytest.fixture
+    def state(self, tmp_path: Path) -> Path:
+        (tmp_path / "state").mkdir()
+        return tmp_path / "state"
+
+    def up(self, state: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        told: list[str] = []
+
+        def fail(*_: object) -> None:
+            raise failure
+
+        monkeypatch.setattr(machine.EmulatedLab, "_restore", fail)
+        monkeypatch.setattr(machine.EmulatedLab, "_boot", lambda *_: told.append("booted"))
+        deadline = Deadline(5, "a test")
+        machine.EmulatedLab._restore_or_boot(plan(), state, told.append, deadline)
+        return told
+
+    def test_one_that_is_damaged_is_removed_and_the_lab_booted(
+        self, state: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told = self.up(state, LabError("not a migration stream"), monkeypatch)
+        assert told == ["the saved state is of no use (not a migration stream)", "booted"]
+        assert not state.exists()
+
+    def test_one_that_takes_too_long_is_kept(
+        self, state: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(DeadlineExceeded):
+            self.up(state, Deadline(0, "the state").exceeded(), monkeypatch)
+        assert state.exists()
