@@ -1,0 +1,228 @@
+"""A lab at work, on a host and guests that are held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hil.bench import Bench, BenchDevice, BenchHost, Peer
+from hil.errors import GuestError, InventoryError, LabError, ProductError
+from hil.guests.guest import GuestState
+from hil.lab.models import LabKind
+from hil.pci.address import Address
+from hil.platforms.contract import MachineState, Reservation
+from tests.console.streams import ScriptedStream
+from tests.fakes import DISK, NIC, FakePlatform, FakeTransport, function
+
+
+class Lab:
+    """A bench of one host with a NIC and a disk."""
+
+    def __init__(self) -> None:
+        self.platform = FakePlatform(function(NIC), function(DISK, driver="nvme"))
+        self.host = BenchHost("lab1", self.platform)
+        self.nic = BenchDevice("nic0", "nic", self.host, (NIC,))
+        self.disk = BenchDevice("disk0", "nvme", self.host, (DISK,))
+        self.closed: list[str] = []
+        self.bench = Bench(
+            "lab",
+            LabKind.EMULATED,
+            {"lab1": self.host},
+            {"nic0": self.nic, "disk0": self.disk},
+            closer=lambda: self.closed.append("closed"),
+        )
+        self.guests = self.bench.guests
+
+    def drivers(self) -> dict[Address, str | None]:
+        return {address: f.driver for address, f in self.platform.known.items()}
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    made = Lab()
+    yield made
+    made.platform.refusals.clear()
+    for machine in made.platform.machines:
+        machine.refusal = None
+        machine.stream.close()
+    made.bench.close()
+
+
+def test_a_guest_is_shared_by_those_who_ask_for_the_same_devices(lab: Lab) -> None:
+    first = lab.guests.shared(lab.nic)
+    assert first.state is GuestState.READY
+    assert lab.guests.shared(lab.nic) is first
+    other = lab.guests.shared(lab.disk)
+    assert other is not first
+    assert lab.guests.living == (first, other)
+    assert lab.platform.machines[0].spec.devices == (NIC,)
+
+
+def test_devices_in_another_order_make_another_guest(lab: Lab) -> None:
+    first = lab.guests.shared(lab.nic, lab.disk)
+    second = lab.guests.shared(lab.disk, lab.nic)
+    assert first.state is GuestState.DESTROYED
+    assert second.machine.spec.devices == (DISK, NIC)
+
+
+def test_who_needs_a_device_gets_it_from_the_guest_that_holds_it(lab: Lab) -> None:
+    shared = lab.guests.shared(lab.nic)
+    fresh = lab.guests.fresh(lab.nic)
+    assert shared.state is GuestState.DESTROYED
+    assert lab.guests.living == (fresh,)
+    assert lab.guests.shared(lab.nic) is not shared
+
+
+def test_a_guest_dropped_or_unwell_is_not_shared_again(lab: Lab) -> None:
+    first = lab.guests.shared(lab.nic)
+    lab.guests.drop(first)
+    lab.guests.drop(first)
+    second = lab.guests.shared(lab.nic)
+    assert second is not first
+    machine = lab.platform.machines[1]
+    machine.transport = FakeTransport(lambda _c, _s: (1, "", "read-only file system"))
+    second._close_ssh()
+    third = lab.guests.shared(lab.nic)
+    assert third is not second
+    assert machine.at is MachineState.DESTROYED
+
+
+def test_a_guest_that_does_not_boot_is_destroyed(lab: Lab) -> None:
+    lab.platform.new_stream = lambda: ScriptedStream([b"panic: out of luck\r\n"])
+    with pytest.raises(GuestError):
+        lab.guests.fresh(lab.nic)
+    assert lab.guests.living == ()
+    assert lab.platform.machines[0].at is MachineState.DESTROYED
+    assert not lab.nic.used
+
+
+def test_guests_for_each_device_are_booted(lab: Lab) -> None:
+    guests = lab.guests.fresh_each(lab.nic, lab.disk)
+    assert list(guests.values()) == [lab.nic, lab.disk]
+    assert all(guest.state is GuestState.READY for guest in guests)
+    assert len({guest.name for guest in guests}) == 2
+    assert lab.guests.fresh_each() == {}
+
+
+def test_a_device_is_reserved_once_and_returned_once(lab: Lab) -> None:
+    lab.nic.reserve()
+    lab.nic.reserve()
+    assert lab.nic.host_driver == "igb"
+    lab.nic.give_back()
+    lab.nic.give_back()
+    assert lab.platform.log == [f"reserve {NIC}", f"give back {NIC}"]
+    assert lab.nic.host_driver == "igb"
+
+
+def test_the_driver_of_a_device_that_was_left_reserved_is_not_known(lab: Lab) -> None:
+    lab.nic.reservation = Reservation((NIC,), {})
+    with pytest.raises(LabError, match="run before has left it reserved"):
+        _ = lab.nic.host_driver
+
+
+def test_a_device_whose_return_failed_can_be_returned_again(lab: Lab) -> None:
+    lab.nic.reserve()
+    lab.platform.refusals[f"give back {NIC}"] = ProductError("busy")
+    with pytest.raises(ProductError):
+        lab.nic.give_back()
+    assert lab.nic.reservation is not None
+    lab.platform.refusals.clear()
+    lab.nic.give_back()
+    assert lab.nic.reservation is None
+
+
+def test_after_guest_makes_a_guest_only_where_none_was(lab: Lab) -> None:
+    lab.guests.after_guest(lab.nic)
+    assert len(lab.platform.machines) == 1
+    assert lab.nic.used
+    lab.guests.after_guest(lab.nic)
+    assert len(lab.platform.machines) == 1
+    lab.nic.give_back()
+    lab.guests.after_guest(lab.nic)
+    assert len(lab.platform.machines) == 2
+    assert lab.guests.living == ()
+
+
+def test_vfs_are_devices_and_go_when_the_pf_is_wanted(lab: Lab) -> None:
+    one, two = lab.bench.make_vfs(lab.nic, 2)
+    assert (one.name, one.parent, one.kind) == ("nic0.vf0", lab.nic, "nic")
+    assert lab.bench.make_vfs(lab.nic, 2) == (one, two)
+    guest = lab.guests.shared(one)
+    lab.guests.fresh(lab.nic)
+    assert guest.state is GuestState.DESTROYED
+    log = lab.platform.log
+    assert log.index(f"give back {one.address}") < log.index(f"remove VFs of {NIC}")
+    assert log.index(f"remove VFs of {NIC}") < log.index(f"reserve {NIC}")
+
+
+def test_another_number_of_vfs_is_made_anew(lab: Lab) -> None:
+    with lab.bench.vfs(lab.nic, 1) as (vf,):
+        assert str(vf) == "nic0.vf0 (0000:01:10.0)"
+        assert len(lab.bench.make_vfs(lab.nic, 3)) == 3
+    assert lab.platform.log.count(f"remove VFs of {NIC}") == 2
+    assert all(f.physical_function is None for f in lab.platform.known.values())
+
+
+def test_making_vfs_returns_the_pf_first(lab: Lab) -> None:
+    guest = lab.guests.shared(lab.nic)
+    lab.bench.make_vfs(lab.nic, 1)
+    assert guest.state is GuestState.DESTROYED
+    assert lab.nic.reservation is None
+
+
+def test_settle_puts_everything_back(lab: Lab) -> None:
+    before = lab.drivers()
+    lab.guests.shared(lab.disk)
+    lab.guests.shared(*lab.bench.make_vfs(lab.nic, 2))
+    lab.bench.settle()
+    assert lab.guests.living == ()
+    assert lab.drivers() == before
+    lab.bench.settle()
+
+
+def test_settle_tries_everything_whatever_fails(lab: Lab) -> None:
+    lab.guests.shared(lab.nic)
+    lab.guests.shared(lab.disk)
+    lab.platform.machines[1].refusal = LabError("cannot be killed")
+    lab.platform.refusals[f"give back {NIC}"] = ProductError("driver did not come back")
+    with pytest.raises(ExceptionGroup, match="could not be put back") as caught:
+        lab.bench.settle()
+    assert len(caught.value.exceptions) == 2
+    assert lab.platform.machines[0].at is MachineState.DESTROYED
+    assert lab.drivers()[DISK] == "nvme"
+
+
+def test_close_ends_what_brought_the_hosts_up_even_after_a_failure(lab: Lab) -> None:
+    lab.nic.reserve()
+    lab.platform.refusals[f"give back {NIC}"] = ProductError("no")
+    with pytest.raises(ExceptionGroup):
+        lab.bench.close()
+    assert lab.closed == ["closed"]
+
+
+def test_a_device_that_the_lab_has_not_is_named_with_those_it_has(lab: Lab) -> None:
+    assert lab.bench.device("nic0") is lab.nic
+    with pytest.raises(InventoryError, match="no device 'gpu0'") as caught:
+        lab.bench.device("gpu0")
+    assert "nic0, disk0" in caught.value.hint
+
+
+def test_devices_of_one_guest_are_on_one_host(lab: Lab) -> None:
+    elsewhere = BenchDevice("far", "nic", BenchHost("lab2", FakePlatform()), (NIC,))
+    with pytest.raises(InventoryError, match="must be on one host"):
+        lab.guests.prepare(lab.nic, elsewhere)
+    with pytest.raises(InventoryError):
+        lab.guests.prepare()
+    assert lab.guests.prepare(host=lab.host).machine.spec.devices == ()
+
+
+def test_a_peer_gives_its_address_back_once(lab: Lab) -> None:
+    peer = Peer(lab.host, "eth9", "198.18.3.1")
+    peer.restore()
+    assert lab.platform.fake_transport.commands == []
+    peer.configure()
+    peer.restore()
+    peer.restore()
+    assert len(lab.platform.fake_transport.commands) == 2
+    assert peer.address_for(2) == "198.18.3.12/24"
