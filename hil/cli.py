@@ -194,12 +194,19 @@ def run(
         float | None,
         typer.Option(min=0, metavar="SECONDS", help="How long canaries are watched."),
     ] = None,
+    labs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=16, help="Emulated labs to share the work (default: by processors)."
+        ),
+    ] = None,
     wait: WaitOption = 600,
 ) -> int:
     """Run suites on a lab and write a report."""
     from hil.lab.load import load
 
     inventory = load(lab)
+    count = _labs_at_once(labs, inventory.kind)
     options = [f"--hil-lab={lab}", f"--hil-report={report_dir}", f"--hil-danger={danger}"]
     options.append(f"--hil-wait={wait}")
     if cycles is not None:
@@ -207,8 +214,24 @@ def run(
     if watch is not None:
         options.append(f"--hil-watch={watch}")
     paths = [_suite(name) for name in suites or []] or [str(suites_folder())]
-    _say(f"running on the lab {inventory.name}, which is {inventory.kind}")
+    several = f", {count} of them side by side" if count > 1 else ""
+    _say(f"running on the lab {inventory.name}, which is {inventory.kind}{several}")
+    if count > 1:
+        options += ["-n", str(count), "--dist", "loadgroup"]
     return _pytest([*options, *_invocation.after_dashes, *paths])
+
+
+def _labs_at_once(wanted: int | None, kind: str) -> int:
+    """How many labs a run brings up: a physical one is there once."""
+    if kind != "emulated":
+        if wanted not in (None, 1):
+            raise InventoryError(
+                f"a lab that is {kind} is there once, not {wanted} times", hint="leave out --labs"
+            )
+        return 1
+    from hil.emulated.machine import labs_that_fit
+
+    return wanted or labs_that_fit()
 
 
 def suites_folder() -> Path:

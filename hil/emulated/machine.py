@@ -15,6 +15,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -578,15 +579,28 @@ class _Memory:
         return self._save(address, length) if length else b""
 
 
+def labs_that_fit() -> int:
+    """How many labs this machine can well run at a time: two at most, one a processor."""
+    processors = len(os.sched_getaffinity(0))
+    return max(1, min(2, processors, _available_memory() // (MEMORY + (1 << 30))))
+
+
+def _available_memory() -> int:
+    """Bytes that could be had now; what cannot be told is taken for plenty."""
+    with contextlib.suppress(OSError):
+        found = re.search(
+            r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE
+        )
+        if found is not None:
+            return int(found[1]) << 10
+    return 1 << 62
+
+
 def _require_memory(size: int) -> None:
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
-    if found is not None and int(found[1]) << 10 < size:
+    available = _available_memory()
+    if available < size:
         raise LabError(
             f"the emulated lab needs {size / 2**30:.1f} GiB of memory, "
-            f"{int(found[1]) / 2**20:.1f} GiB are available",
+            f"{available / 2**30:.1f} GiB are available",
             hint="end other programs",
         )

@@ -170,7 +170,7 @@ def check_through_tables(
 class HostCanary:
     """Host memory that nothing may change while it is watched."""
 
-    SIZE = 8 << 20
+    SIZE = 4 << 20
 
     def __init__(self, host: BenchHost, size: int = SIZE) -> None:
         self._host = host

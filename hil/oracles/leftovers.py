@@ -39,7 +39,7 @@ def none_expected(host: BenchHost) -> Iterator[None]:
         return not grown
 
     try:
-        poll(settled, host.limit(5, "leftovers to go"), interval=0.2)
+        poll(settled, host.limit(1.5, "leftovers to go"), interval=0.2)
     except DeadlineExceeded as error:
         raise ProductError(
             "something was left behind", host=host.name, seen="\n".join(grown.values())

@@ -67,8 +67,10 @@ _RESTORED = ("COMMAND: I/O decode", "COMMAND: memory decode", "power state")
 
 
 def check_quiet(before: ConfigSpace, after: ConfigSpace, what: str) -> None:
-    """After its guest the function is as it was ``before``: it cannot master the bus nor
-    interrupt, and what the guest wrote to COMMAND, BARs and interrupt control is gone.
+    """After its guest the function is as it was ``before`` it.
+
+    It cannot master the bus nor interrupt, and what the guest wrote to COMMAND, BARs and
+    interrupt control is gone.
 
     Raises:
         ProductError: with each register that is not.

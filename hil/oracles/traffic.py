@@ -20,7 +20,7 @@ from hil.probes import nic
 #: Frames that a guest must have received before it counts as being at full rate.
 WARM = 500
 #: Bytes of canary put where a killed guest's memory was.
-FREED = 32 << 20
+FREED = 16 << 20
 
 
 @contextlib.contextmanager

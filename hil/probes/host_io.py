@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hil.bench import BenchDevice
 from hil.deadline import poll
-from hil.errors import LabError, ProductError
+from hil.errors import DeadlineExceeded, LabError, ProductError
 from hil.probes.nic import counters
 
 # Neighbour discovery and multicast leave by the named interface, whatever the host's routes
@@ -22,6 +22,9 @@ def check(device: BenchDevice) -> None:
 
     A NIC's frames arrive at its peer, a disk can be read twice alike; other kinds must at
     least answer configuration reads.
+
+    Raises:
+        ProductError: it does not, for 20 seconds.
     """
     function = device.look()
     if function.config.absent:
@@ -39,7 +42,10 @@ def _interface(device: BenchDevice) -> str:
         names = device.look().interfaces
         return names[0] if names else None
 
-    return poll(look, deadline, interval=0.1)
+    try:
+        return poll(look, deadline, interval=0.1)
+    except DeadlineExceeded as error:
+        raise ProductError(f"the host's driver made no interface of {device}") from error
 
 
 def _frames_arrive(device: BenchDevice) -> None:
@@ -56,11 +62,14 @@ def _frames_arrive(device: BenchDevice) -> None:
         )
         return counters(peer).received > before
 
-    poll(
-        try_once,
-        deadline,
-        last_seen=lambda: f"{peer.interface} has received nothing from {interface}",
-    )
+    try:
+        poll(try_once, deadline)
+    except DeadlineExceeded as error:
+        raise ProductError(
+            f"{device} does no I/O on the host: {peer.interface} has received nothing from "
+            f"{interface}",
+            host=device.host.name,
+        ) from error
 
 
 def _reads_alike(device: BenchDevice) -> None:

@@ -57,7 +57,15 @@ class Agent:
             DeadlineExceeded: it did not answer, and has been ended.
         """
         with self._lock:
-            self._stream.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            try:
+                self._stream.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            except LabError as error:
+                self.close()
+                raise AgentEndedError(
+                    f"the program on {self.name} had ended before {what}",
+                    host=self.name,
+                    seen=error.seen,
+                ) from error
             return self._answer(what, deadline)
 
     def close(self) -> None:

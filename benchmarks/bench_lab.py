@@ -1,0 +1,151 @@
+"""The emulated lab and its guests, beside the same QEMU started by hand.
+
+* a lab host, nothing → first SSH command: restored, cold, and the same command line run
+  by hand until its console asks for a log-in;
+* a guest, start → log-in: as suites start it, and the same command line typed on the host.
+
+Each contender runs in turn; the figures are medians of ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from _report import alternate, ratio, show, verdict
+
+from hil.bench import Bench
+from hil.deadline import Deadline
+from hil.emulated.machine import EmulatedLab
+from hil.guests.guest import Guest
+from hil.guests.os import guest_os
+from hil.lab.assemble import bench_of
+from hil.lab.live import live_emulated
+from hil.lab.load import load
+from hil.platforms.contract import GuestSpec
+from hil.platforms.linux_guest import QemuMachine
+
+
+def limit() -> Deadline:
+    return Deadline(600, "the benchmark")
+
+
+def up(*, fresh: bool) -> None:
+    lab = EmulatedLab.up(fresh=fresh, deadline=limit())
+    try:
+        lab.ssh(limit()).run(["true"], deadline=limit()).check()
+    finally:
+        lab.close()
+
+
+def by_hand(command: list[str]) -> None:
+    """Run QEMU with a serial port of our own until it prints a log-in prompt."""
+    near, far = socket.socketpair()
+    monitor, monitor_far = socket.socketpair()
+    kept = (far.fileno(), monitor_far.fileno())
+    words = [
+        word.replace("fd=CONSOLE", f"fd={kept[0]}").replace("fd=MONITOR", f"fd={kept[1]}")
+        for word in command
+    ]
+    with subprocess.Popen(words, pass_fds=kept) as process:
+        far.close()
+        try:
+            seen = b""
+            while b"login:" not in seen:
+                seen = seen[-64:] + near.recv(4096)
+        finally:
+            process.kill()
+            near.close()
+            monitor.close()
+            monitor_far.close()
+
+
+def command_of(lab: EmulatedLab, given: Path) -> list[str]:
+    """The lab's command line, with places for the console's and the monitor's descriptor."""
+    for name in ("client", "client.pub", "host", "host.pub"):
+        (given / name).write_bytes((lab.key_file.parent / name).read_bytes())
+    command: list[str] = lab._plan.command(  # noqa: SLF001 - to run the very same by hand
+        "socket,id=console,fd=CONSOLE", "socket,id=monitor,fd=MONITOR", given
+    )
+    return command
+
+
+def guest_by_hand(bench: Bench) -> None:
+    """The same QEMU command line on the host, its serial port on the SSH channel."""
+    host = bench.host
+    image = host.platform.images["linux"]  # type: ignore[attr-defined]
+    spec = GuestSpec(name="by-hand", image="linux")
+    machine = QemuMachine("host", host.platform.transport, spec, image, "/run/by-hand")
+    words = [word for word in machine.command() if word != "-S"]
+    at = words.index("-chardev")
+    del words[at : at + 8]  # console and monitor
+    keys = [index for index, word in enumerate(words) if "host_key" in word]
+    for index in reversed(keys):
+        del words[index - 1 : index + 1]
+    stream = host.platform.transport.open_stream([*words, "-serial", "stdio"], deadline=limit())
+    try:
+        seen = b""
+        while b"login:" not in seen:
+            part = stream.read()
+            if not part:
+                raise SystemExit(f"the guest by hand ended: {seen!r}")
+            seen = seen[-4000:] + part
+    finally:
+        stream.close()
+
+
+def guest_by_hil(bench: Bench) -> None:
+    host = bench.host
+    spec = GuestSpec(name="by-hil", image="linux")
+    machine = host.platform.create_guest(spec, limit())
+    guest = Guest(machine, guest_os("linux"), pace=host.pace)
+    try:
+        guest.boot()
+    finally:
+        guest.destroy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    lab = EmulatedLab.up(deadline=limit())
+    with contextlib.ExitStack() as stack:
+        given = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.callback(lab.close)
+        command = command_of(lab, given)
+        bench = bench_of(live_emulated(load("emulated"), lab, limit()), limit())
+        guests = alternate(
+            {
+                "guest by hil": lambda: guest_by_hil(bench),
+                "guest by hand": lambda: guest_by_hand(bench),
+            },
+            rounds,
+        )
+        (given / "nvme.img").write_bytes(b"")
+        lab.close()
+        hosts = alternate(
+            {
+                "restored": lambda: up(fresh=False),
+                "cold": lambda: up(fresh=True),
+                "by hand": lambda: by_hand(command),
+            },
+            rounds,
+        )
+    show("a lab host", hosts)
+    restored, cold = ratio(hosts, "restored", "cold"), ratio(hosts, "cold", "by hand")
+    verdict("restored / cold", restored, "<= 0.12", restored <= 0.12)
+    verdict("cold / by hand", cold, "<= 1.15", cold <= 1.15)
+    show("a guest, start to log-in", guests)
+    start = ratio(guests, "guest by hil", "guest by hand")
+    verdict("by hil / by hand", start, "<= 1.05", start <= 1.05)
+    print(time.strftime("measured on %Y-%m-%d"))
+
+
+if __name__ == "__main__":
+    main()
