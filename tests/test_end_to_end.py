@@ -1,0 +1,49 @@
+"""The whole way, as a user goes it: ``hil run`` on the emulated lab, then what it leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("lab")]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hil.cli", "run", "--report-dir", str(folder), "--labs", "1"]
+    command += arguments
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+
+
+def test_a_run_of_some_suites_leaves_a_report(tmp_path: Path) -> None:
+    ended = run(tmp_path, "preflight", "dma", "--", "-k", "edu0 or PF1 or iommu")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "emulated (emulated: the hardware was QEMU's)" in ended.stdout
+    folder = (tmp_path / "latest").resolve()
+    assert str(folder / "report.html") in ended.stdout.replace("\n", "")
+    outcomes = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]
+    assert len(outcomes) > 10
+    assert {outcome["status"] for outcome in outcomes} == {"passed"}
+    assert {outcome["provenance"] for outcome in outcomes} == {"emulated"}
+    assert (folder / "junit.xml").stat().st_size > 1000
+    results = list((folder / "allure-results").glob("*-result.json"))
+    assert len(results) == len(outcomes)
+
+
+def test_a_failing_oracle_fails_the_run(tmp_path: Path) -> None:
+    test = tmp_path / "test_wrong.py"
+    test.write_text(
+        "import pytest\n"
+        "from hil.oracles import preflight\n"
+        "@pytest.mark.needs(device='edu')\n"
+        "@pytest.mark.danger(0)\n"
+        "def test_edu_has_a_reset(device):\n"
+        "    preflight.check_reset(device.look())\n"
+    )
+    ended = run(tmp_path / "reports", str(test))
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "no reset of its own" in ended.stdout
+    assert "Traceback" not in ended.stdout + ended.stderr
