@@ -10,7 +10,6 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from hil import events
@@ -200,11 +199,8 @@ class GuestPool:
             raise
 
     def fresh_each(self, *devices: BenchDevice) -> dict[Guest, BenchDevice]:
-        """A ready guest for each device, all of them booted at the same time."""
-        guests = {self.prepare(device): device for device in devices}
-        with ThreadPoolExecutor(len(guests) or 1) as pool:
-            list(pool.map(Guest.boot, guests))
-        return guests
+        """A ready guest for each device, all of them alive together."""
+        return {self.fresh(device): device for device in devices}
 
     def prepare(
         self, *devices: BenchDevice, host: BenchHost | None = None, memory: int = GUEST_MEMORY
