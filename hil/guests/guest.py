@@ -222,7 +222,20 @@ class Guest:
     ) -> Result:
         """Run a command in the guest, as root, by SSH."""
         deadline = self.limit(seconds, shlex.join(command)[:60])
-        return self.ssh.run(command, deadline=deadline, stdin=stdin)
+        try:
+            return self.ssh.run(command, deadline=deadline, stdin=stdin)
+        except DeadlineExceeded:
+            raise
+        except LabError as error:
+            # The way to it leads through its own host, so this is no fault of a network.
+            self._close_ssh()
+            raise GuestError(
+                f"guest {self.name} is gone from SSH: it crashed or restarted by itself",
+                seen=error.seen or error.message,
+                command=command,
+                console=self._tail(),
+                hint="its console tells what happened",
+            ) from error
 
     def boot_id(self) -> str:
         """A text that differs after each boot."""

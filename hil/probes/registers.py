@@ -33,7 +33,8 @@ SENTINELS: dict[str, Sentinel] = {
     "8086:10c9": Sentinel(0, 0x5478, 4, 0x5AC3_0FF1, "RAL[15]", "82576 datasheet 8.10.17"),
     "8086:10ca": Sentinel(0, 0x2800, 4, 0x5AC3_0F80, "VFRDBAL[0]", "82576 datasheet 8.27"),
     "8086:10d3": Sentinel(0, 0x5478, 4, 0x5AC3_0FF1, "RAL[15]", "82574 datasheet 10.2.5.24"),
-    "1b36:0010": Sentinel(0, 0x24, 4, 0x001F_001F, "AQA", "NVMe base specification 3.1.3.8"),
+    # Not AQA: QEMU 10.0 keeps it over an FLR.
+    "1b36:0010": Sentinel(0, 0x0C, 4, 0x5AC3_0FF1, "INTMS", "NVMe base specification 3.1.3.3"),
     "1234:11e8": Sentinel(0, 0x80, 8, 0x5AC3_0FF1_0000, "DMA source", "QEMU docs/specs/edu.rst"),
 }
 
