@@ -42,6 +42,9 @@ def read_text(path: str) -> str:
         return file.read().strip()
 
 
+#: Bits of COMMAND (PCIe 7.5.1.1.3).
+MEMORY, BUS_MASTER, INTX_DISABLE = 0x2, 0x4, 0x400
+
 KINDS: Any = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
@@ -52,11 +55,15 @@ class Device:
         self.path = SYSFS + address
         self.bars: dict[int, mmap.mmap] = {}
         self.events = -1
+        self.command(0, MEMORY | BUS_MASTER)
+
+    def command(self, clear: int, put: int) -> None:
+        """Change bits of the COMMAND register."""
         with open(self.path + "/config", "r+b", buffering=0) as config:
             config.seek(4)
-            (command,) = struct.unpack("<H", config.read(2))
+            (value,) = struct.unpack("<H", config.read(2))
             config.seek(4)
-            config.write(struct.pack("<H", command | 0x6))  # memory decode, bus master
+            config.write(struct.pack("<H", value & ~clear | put))
 
     def register(self, bar: int, offset: int, width: int) -> Any:
         if bar not in self.bars:
@@ -75,14 +82,15 @@ class Device:
         self.unmask()
 
     def unmask(self) -> None:
-        os.write(self.events, struct.pack("I", 1))
+        # The driver masks at each interrupt, and leaves it to its user to open again.
+        self.command(INTX_DISABLE, 0)
 
     def count(self, settle: float) -> int:
         """Interrupts since the last call, once none has come for ``settle`` seconds."""
         came = 0
         while select.select([self.events], [], [], settle)[0]:
             (total,) = struct.unpack("I", os.read(self.events, 4))
-            came += total - self.seen if self.seen else 1
+            came += total - self.seen
             self.seen = total
         return came
 
