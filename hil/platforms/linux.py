@@ -528,7 +528,7 @@ class LinuxVfio(Platform):
             text = self._sh(_FOOTPRINT, self._directory, deadline=deadline)
             pairs = (line.split() for line in text.splitlines())
             counts = {key: int(value) for key, value in pairs}
-        if self._out_of_band is not None:
+        if Feature.TABLES in self.features:
             entries = list(self.tables(deadline).entries())
             counts["table entries"] = len(entries)
             counts["domains"] = len({entry.domain for entry in entries})
