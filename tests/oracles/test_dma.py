@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from hil.bench import BenchDevice
@@ -15,6 +17,13 @@ from tests.fakes import NIC, FakeMachine, FakeOS, FakePlatform, bench_device, si
 from tests.oracles.engine import BASE, MEMORY, WHERE, EduAgent, engine
 
 ALL = (*default_copies(), *edge_copies())
+
+
+@pytest.fixture(autouse=True)
+def known_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One stray byte equals the one it falls on once in 256 times: not by chance here."""
+    tags = itertools.count(0x5AC30F, 0x10F3B)
+    monkeypatch.setattr("hil.oracles.dma.secrets.randbits", lambda bits: next(tags) % (1 << bits))
 
 
 def test_an_engine_that_copies_rightly_passes() -> None:
