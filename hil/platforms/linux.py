@@ -172,7 +172,6 @@ class LinuxVfio(Platform):
         self.images = {image.name: image for image in images}
         self._out_of_band = out_of_band
         self._directory = directory
-        self._machines: dict[str, QemuMachine] = {}
         self._agent_tried = not python
         self._running_agent: Agent | None = None
         self._more_features = frozenset(features)
@@ -462,7 +461,6 @@ class LinuxVfio(Platform):
         machine = QemuMachine(self.host, self.transport, spec, image, self._directory)
         with events.step(f"create guest {spec.name} on {self.host}"):
             machine.create(deadline)
-        self._machines[spec.name] = machine
         return machine
 
     def guests(self, deadline: Deadline) -> tuple[str, ...]:

@@ -17,8 +17,7 @@ from hil.probes.agent import GuestAgent, GuestMemory
 IDENTIFICATION = 0x010000ED
 BUFFER = 0x40000
 BUFFER_SIZE = 4096
-_IDENT, _LIVENESS, _FACTORIAL, _STATUS = 0x00, 0x04, 0x08, 0x20
-_RAISE, _ACKNOWLEDGE = 0x60, 0x64
+_IDENT, _LIVENESS = 0x00, 0x04
 _SOURCE, _DESTINATION, _COUNT, _COMMAND = 0x80, 0x88, 0x90, 0x98
 _START, _FROM_DEVICE = 1, 2
 _BAR = 0
@@ -67,14 +66,6 @@ class EduEngine:
         """The DMA engine's registers, which survive everything but a power cycle."""
         names = {"source": _SOURCE, "destination": _DESTINATION, "count": _COUNT}
         return {name: self._read(at, 8) for name, at in names.items()}
-
-    def raise_interrupt(self, bits: int = 1) -> None:
-        """Send one interrupt message."""
-        self._write(_RAISE, bits)
-
-    def acknowledge_interrupt(self) -> None:
-        """Clear all the interrupt status bits."""
-        self._write(_ACKNOWLEDGE, self._read(0x24))
 
     def alive(self) -> bool:
         """Whether the liveness register answers with the complement of what was written."""

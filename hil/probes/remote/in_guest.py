@@ -198,11 +198,6 @@ def do_count(address: str, settle: float) -> int:
     return devices[address].count(settle)
 
 
-def do_unmask(address: str) -> bool:
-    devices[address].unmask()
-    return True
-
-
 def main() -> None:
     commands: dict[str, Any] = {
         name[3:]: value for name, value in globals().items() if name.startswith("do_")
