@@ -305,23 +305,25 @@ class _Doorman:
                 threading.Thread(target=self._serve, args=(guest,), daemon=True).start()
 
     def _serve(self, guest: socket.socket) -> None:
-        log = self._console.log
         with guest, contextlib.suppress(OSError, HilError):
-            talk = guest.recv(1) == TALK
-            if not talk:
-                guest.sendall(log.text().encode())
+            if guest.recv(1) != TALK:
+                guest.sendall(self._console.log.text().encode())
                 return
-            threading.Thread(target=self._listen, args=(guest,), daemon=True).start()
-            # A little of what was there, so that a prompt is seen.
-            cursor = log.follow(max(0, log.end - 2000))
+            threading.Thread(target=self._show, args=(guest,), daemon=True).start()
+            # What was typed counts even if the guest left right after: so only the end of
+            # its bytes ends this, not that nobody wants the log any more.
+            while data := guest.recv(4096):
+                self._console.send(data)
+
+    def _show(self, guest: socket.socket) -> None:
+        log = self._console.log
+        # A little of what was there, so that a prompt is seen.
+        cursor = log.follow(max(0, log.end - 2000))
+        with contextlib.suppress(OSError):
             while (data := cursor.read(1)) != b"":
                 if data:
                     guest.sendall(data)
-
-    def _listen(self, guest: socket.socket) -> None:
-        with contextlib.suppress(OSError, HilError):
-            while data := guest.recv(4096):
-                self._console.send(data)
+            guest.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
