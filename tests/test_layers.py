@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "deadline", "events"),
     ("pci", "iommu", "transport", "console", "qmp"),
-    ("guests", "platforms", "emulated"),
+    ("guests", "platforms", "emulated", "simulated"),
     ("bench", "lab.models"),
     ("probes", "oracles"),
     ("lab", "reporting", "doctor", "cli"),
