@@ -7,6 +7,7 @@ is there.  It owns each change made to a host for a test, and takes all of them 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,15 @@ from hil.guests.guest import Guest, GuestState
 from hil.guests.os import GuestOS, guest_os
 from hil.lab.models import LabKind
 from hil.pci.address import Address
-from hil.platforms.contract import Function, GuestSpec, HostFacts, Platform, Reservation
+from hil.platforms.contract import (
+    Feature,
+    Function,
+    GuestSpec,
+    HostFacts,
+    Platform,
+    Reservation,
+    Template,
+)
 
 GUEST_MEMORY = 256 << 20
 
@@ -166,10 +175,16 @@ class GuestPool:
 
     A shared guest is kept for the next test that asks for the same devices.  Whoever needs a
     device that another guest holds gets that guest destroyed first.
+
+    Args:
+        templates: boot one guest a host without devices and let the others continue it, but
+            for those that are to be booted ``cold``: with their devices there from the start.
     """
 
-    def __init__(self, image: str, os: str = "linux") -> None:
+    def __init__(self, image: str, os: str = "linux", *, templates: bool = False) -> None:
         self.image = image
+        self.templates = templates
+        self._templates: dict[str, Template] = {}
         self._os = os
         self._numbers = itertools.count(1)
         self._guests: list[Guest] = []
@@ -178,20 +193,30 @@ class GuestPool:
         self.make_free: Callable[[BenchDevice], None] = self.release
         """Makes a device free to be passed; a bench takes its VFs away too."""
 
-    def shared(self, *devices: BenchDevice, host: BenchHost | None = None) -> Guest:
-        """A ready guest with exactly these devices, the one of the test before if it is well."""
+    def shared(
+        self, *devices: BenchDevice, host: BenchHost | None = None, cold: bool = False
+    ) -> Guest:
+        """A ready guest with exactly these devices, the one of the test before if it is well.
+
+        One that was booted cold serves whoever asks.
+        """
         key = (_host_of(devices, host).name, *(device.name for device in devices))
         guest = self._shared.get(key)
-        if guest is not None and self._is_well(guest):
+        continued = guest is not None and guest.machine.spec.template is not None
+        if guest is not None and not (cold and continued) and self._is_well(guest):
             return guest
-        self._shared[key] = guest = self.fresh(*devices, host=host)
+        self._shared[key] = guest = self.fresh(*devices, host=host, cold=cold)
         return guest
 
     def fresh(
-        self, *devices: BenchDevice, host: BenchHost | None = None, memory: int = GUEST_MEMORY
+        self,
+        *devices: BenchDevice,
+        host: BenchHost | None = None,
+        memory: int = GUEST_MEMORY,
+        cold: bool = False,
     ) -> Guest:
         """A ready guest that no test has used."""
-        guest = self.prepare(*devices, host=host, memory=memory)
+        guest = self.prepare(*devices, host=host, memory=memory, cold=cold)
         try:
             return guest.boot()
         except HilError:
@@ -203,10 +228,15 @@ class GuestPool:
         return {self.fresh(device): device for device in devices}
 
     def prepare(
-        self, *devices: BenchDevice, host: BenchHost | None = None, memory: int = GUEST_MEMORY
+        self,
+        *devices: BenchDevice,
+        host: BenchHost | None = None,
+        memory: int = GUEST_MEMORY,
+        cold: bool = False,
     ) -> Guest:
         """A guest with its devices assigned, its first instruction not yet run."""
         where = _host_of(devices, host)
+        template = None if cold else self._template_of(where)
         for device in devices:
             self.make_free(device)
             device.reserve()
@@ -217,11 +247,24 @@ class GuestPool:
             memory=memory,
             devices=tuple(address for device in devices for address in device.functions),
         )
+        if template is not None and template.fits(spec):
+            spec = dataclasses.replace(spec, template=template)
         machine = where.platform.create_guest(spec, where.limit(60, f"guest {spec.name}"))
         guest = Guest(machine, guest_os(self._os), pace=where.pace, on_destroy=self._forget)
         self._guests.append(guest)
         self._holders[guest] = devices
         return guest
+
+    def _template_of(self, host: BenchHost) -> Template | None:
+        if not self.templates or Feature.TEMPLATES not in host.platform.features:
+            return None
+        if host.name not in self._templates:
+            guest = self.fresh(host=host, cold=True)
+            try:
+                self._templates[host.name] = guest.save()
+            finally:
+                guest.destroy()
+        return self._templates[host.name]
 
     def release(self, device: BenchDevice) -> None:
         """Destroy whatever guest holds the device."""
@@ -312,13 +355,14 @@ class Bench:
         devices: Mapping[str, BenchDevice],
         *,
         image: str = "linux",
+        templates: bool = False,
         closer: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.kind = kind
         self.hosts = hosts
         self.devices = devices
-        self.guests = GuestPool(image)
+        self.guests = GuestPool(image, templates=templates)
         self.guests.make_free = self._make_free
         self._closer = closer
         self._vfs: dict[str, tuple[BenchDevice, ...]] = {}

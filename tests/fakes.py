@@ -31,6 +31,7 @@ from hil.platforms.contract import (
     Phase,
     Platform,
     Reservation,
+    Template,
 )
 from hil.transport.base import OUTPUT_LIMIT, ByteStream, Result, Transport
 from tests.console.streams import PtyStream, ScriptedStream
@@ -211,6 +212,10 @@ class FakeMachine:
 
     def start(self, deadline: Deadline) -> None:
         self.at = MachineState.RUNNING
+
+    def save(self, deadline: Deadline) -> Template:
+        self.at = MachineState.STOPPED
+        return Template(self.spec.image, self.spec.memory, self.spec.cpus, "/saved", "ssh-x AAAA")
 
     def state(self, deadline: Deadline) -> MachineState:
         return self.at

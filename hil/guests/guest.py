@@ -6,6 +6,7 @@ import contextlib
 import enum
 import secrets
 import shlex
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from hil import events
@@ -14,7 +15,7 @@ from hil.deadline import Deadline, poll
 from hil.errors import DeadlineExceeded, GuestError, HilError, LabError
 from hil.guests.os import GuestOS, SeenFunction
 from hil.pci.address import Address
-from hil.platforms.contract import Machine, MachineState
+from hil.platforms.contract import Machine, MachineState, Template
 from hil.transport.base import Result, Transport
 
 
@@ -87,19 +88,35 @@ class Guest:
     # ---- life ----------------------------------------------------------------------
 
     def boot(self) -> Guest:
-        """From its first instruction to a shell on its console.
+        """From its first instruction, or where its template was saved, to a shell.
 
         Raises:
             GuestError: it panicked or never asked for a log-in, with its last lines.
         """
         deadline = self.limit(BOOT, "the boot")
-        with events.step(f"boot guest {self.name}"):
+        continued = self.machine.spec.template is not None
+        title = f"continue a saved guest as {self.name}" if continued else f"boot guest {self.name}"
+        with events.step(title):
             # The console is read from before the first instruction: nothing is lost.
             self._console = Console(self.name, self.machine.console(deadline))
             self._enter(GuestState.BOOTING)
             self.machine.start(deadline)
             self._log_in(deadline)
+            if continued:
+                text = self.os.after_continuing(self.name, time.time())
+                self.console.run(text, deadline).check()
         return self
+
+    def save(self) -> Template:
+        """Save it as it is, ready, for guests that continue it; it runs no more."""
+        deadline = self.limit(BOOT, "the saving")
+        with events.step(f"save guest {self.name}"):
+            self.console.run(self.os.before_saving(), deadline).check()
+            # Having served one, its SSH server has in memory what serves the next.
+            self.run(["true"]).check()
+            self._close_ssh()
+            self.console.release(deadline)
+            return self.machine.save(deadline)
 
     def _log_in(self, deadline: Deadline) -> None:
         try:

@@ -7,6 +7,7 @@ guest itself.  Suites and probes ask the :class:`~hil.guests.guest.Guest`.
 from __future__ import annotations
 
 import re
+import shlex
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -107,6 +108,16 @@ class GuestOS(ABC):
     @abstractmethod
     def reset_function(self, address: Address) -> list[str]:
         """Let the guest's kernel reset the function, with its driver out of the way meanwhile."""
+
+    # Shell text, for a console.
+
+    @abstractmethod
+    def before_saving(self) -> str:
+        """Loads what guests that continue this one will need, so that they need not."""
+
+    @abstractmethod
+    def after_continuing(self, name: str, now: float) -> str:
+        """Makes a continued guest know its name, the time (Unix, seconds) and its devices."""
 
 
 #: On tmpfs: in memory, and gone with the guest.
@@ -232,6 +243,19 @@ class LinuxGuest(GuestOS):
         if [ -n "$l" ]; then echo "$1" > "/sys/bus/pci/drivers/${l##*/}/bind" || exit; fi
         """
         return ["sh", "-c", script, "hil", str(address)]
+
+    def before_saving(self) -> str:
+        # All drivers of PCI functions, since which will be passed is not known.
+        return (
+            "sed -n 's/^alias pci:[^ ]* //p' /lib/modules/$(uname -r)/modules.alias | sort -u |"
+            " xargs modprobe -abq; python3 -c 'import base64, ctypes, json, mmap, subprocess'; true"
+        )
+
+    def after_continuing(self, name: str, now: float) -> str:
+        return (
+            f"hostname {shlex.quote(name)}; date -s @{now:.0f} >/dev/null;"
+            " echo 1 > /sys/bus/pci/rescan"
+        )
 
 
 def parse_interrupts(text: str) -> dict[str, int]:

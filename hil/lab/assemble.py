@@ -6,7 +6,7 @@ from hil.bench import Bench, BenchDevice, BenchHost, Peer
 from hil.deadline import Deadline
 from hil.errors import LabError
 from hil.lab.live import LiveLab
-from hil.lab.models import Device
+from hil.lab.models import Device, LabKind
 
 #: How much slower than hardware an emulated host is, by what runs its instructions.
 EMULATED_PACE = {"kvm": 2.0, "tcg": 4.0}
@@ -39,7 +39,9 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
             vfs=device.vfs,
         )
     image = next(iter(lab.images), "linux")
-    return Bench(lab.name, lab.kind, hosts, devices, image=image)
+    # Where a boot takes many seconds, most guests continue one that was booted once.
+    templates = lab.kind is LabKind.EMULATED
+    return Bench(lab.name, lab.kind, hosts, devices, image=image, templates=templates)
 
 
 def _peer(

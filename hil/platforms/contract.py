@@ -63,6 +63,8 @@ class Feature(enum.Enum):
     GUEST_MEMORY = "guest-memory"
     """A guest's physical memory can be read from the hypervisor's side."""
     SRIOV = "sriov"
+    TEMPLATES = "templates"
+    """A booted guest can be saved, and others can continue it: see :class:`Template`."""
     NMI = "nmi"
     POWER_CYCLE = "power-cycle"
 
@@ -140,6 +142,29 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """A guest that was booted without devices and saved; those that continue it need not boot.
+
+    Made by :meth:`Machine.save`.  Guests that continue it find their devices by a rescan of
+    the bus, as if these had been plugged in.
+    """
+
+    image: str
+    memory: int
+    """Bytes."""
+    cpus: int
+    path: str
+    """On the host."""
+    host_key: str
+    """Of its SSH server, as in a ``.pub`` file: all that continue it have the same."""
+
+    def fits(self, spec: GuestSpec) -> bool:
+        """Whether a guest of this kind could continue it."""
+        mine = (self.image, self.memory, self.cpus, ())
+        return mine == (spec.image, spec.memory, spec.cpus, spec.arguments)
+
+
+@dataclass(frozen=True, slots=True)
 class GuestSpec:
     """A guest to be made.  ``devices`` are passed in this order."""
 
@@ -152,6 +177,8 @@ class GuestSpec:
     devices: tuple[Address, ...] = ()
     arguments: tuple[str, ...] = ()
     """More kernel command line words, for a guest that the platform boots directly."""
+    template: Template | None = None
+    """Continue this one rather than boot."""
 
 
 class MachineState(enum.Enum):
@@ -182,7 +209,15 @@ class Machine(Protocol):
         ...
 
     def start(self, deadline: Deadline) -> None:
-        """Run the guest's first instruction."""
+        """Run the guest's first instruction, or continue its template."""
+        ...
+
+    def save(self, deadline: Deadline) -> Template:
+        """Stop it and keep its state on the host, for others to continue.
+
+        Raises:
+            LabError: the platform has no :attr:`Feature.TEMPLATES`.
+        """
         ...
 
     def state(self, deadline: Deadline) -> MachineState: ...

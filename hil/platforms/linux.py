@@ -58,6 +58,8 @@ SYSFS = "/sys/bus/pci/devices"
 STUB = "vfio-pci"
 #: Bytes of a DRHD unit's register page (VT-d specification 11.4).
 DRHD_PAGE = 4096
+#: The first QEMU that migrates to and from files.
+_SAVES_TO_FILE = (8, 2)
 #: In place of a driver's name: whichever the kernel chooses.
 _UNKNOWN = "?"
 
@@ -181,7 +183,11 @@ class LinuxVfio(Platform):
         """What this host can do, tried out once."""
         deadline = Deadline(60, f"a look at what {self.host} can do")
         found = {Feature.GUEST_MEMORY, Feature.SRIOV, *self._more_features}
-        if self.facts(deadline).iommu_enabled:
+        facts = self.facts(deadline)
+        version = re.match(r"QEMU (\d+)\.(\d+)", facts.hypervisor)
+        if version and (int(version[1]), int(version[2])) >= _SAVES_TO_FILE:
+            found.add(Feature.TEMPLATES)
+        if facts.iommu_enabled:
             found |= {Feature.IOMMU, Feature.FAULTS}
         for feature, attempt in (
             (Feature.TABLES, self.tables),

@@ -16,7 +16,7 @@ from hil.deadline import Deadline, poll
 from hil.errors import LabError, ProductError
 from hil.guests.images import GuestImage
 from hil.pci.address import Address
-from hil.platforms.contract import GuestSpec, MachineState
+from hil.platforms.contract import GuestSpec, MachineState, Template
 from hil.qmp import Monitor
 from hil.transport import keys
 from hil.transport.base import ByteStream, Transport
@@ -173,10 +173,16 @@ class QemuMachine:
         for index, address in enumerate(spec.devices):
             slot = FIRST_SLOT + index
             command += ["-device", f"vfio-pci,host={address},addr={slot:#x},rombar=0"]
+        if spec.template is not None:
+            command += ["-incoming", "defer"]
         return command
 
     def start(self, deadline: Deadline) -> None:
-        """Run the guest's first instruction."""
+        """Run the guest's first instruction, or continue its template."""
+        if self.spec.template is not None:
+            uri = f"file:{self.spec.template.path}"
+            self._qmp().execute("migrate-incoming", deadline, uri=uri)
+            self._wait_for_migration("the saved guest cannot be continued", deadline)
         self._qmp().execute("cont", deadline)
         events.emit(events.PhaseReached(self.spec.name, "started"))
 
@@ -198,6 +204,27 @@ class QemuMachine:
         if status in ("guest-panicked", "internal-error"):
             return MachineState.CRASHED
         return MachineState.STOPPED if status == "shutdown" else MachineState.RUNNING
+
+    def save(self, deadline: Deadline) -> Template:
+        """Stop it and keep its state in a file, in memory, that only root can read."""
+        folder = f"{self._directory.rpartition('/')[0]}-templates"
+        path = f"{folder}/{self.spec.image}"
+        self._transport.run(["mkdir", "-p", "-m", "700", folder], deadline=deadline).check()
+        self._qmp().execute("stop", deadline)
+        self._qmp().execute("migrate", deadline, uri=f"file:{path}")
+        self._wait_for_migration("the guest cannot be saved", deadline)
+        spec = self.spec
+        return Template(spec.image, spec.memory, spec.cpus, path, self._host_key.public)
+
+    def _wait_for_migration(self, failure: str, deadline: Deadline) -> None:
+        def ended() -> bool:
+            info = self._qmp().execute("query-migrate", deadline)
+            if info.get("status") in ("failed", "cancelled"):
+                seen = f"{info.get('error-desc', '')}\n{self.failure()}"
+                raise LabError(f"{failure}: {self.spec.name}", host=self.host, seen=seen)
+            return bool(info.get("status") == "completed")
+
+        poll(ended, deadline, interval=0.01, last_seen=self.failure)
 
     def reset(self, deadline: Deadline) -> None:
         """Press the reset button."""
@@ -246,12 +273,13 @@ class QemuMachine:
         from hil.transport.ssh import SshTransport
 
         jump = self._transport if isinstance(self._transport, SshTransport) else None
+        template = self.spec.template
         return SshTransport.connect(
             self.spec.name,
             "127.0.0.1",
             port=self._management_port(deadline),
             key=keys.of_this_run().load(),
-            host_key=self._host_key.public,
+            host_key=self._host_key.public if template is None else template.host_key,
             jump=jump,
             deadline=deadline,
         )

@@ -17,7 +17,7 @@ def test_a_device_goes_to_a_guest_and_comes_back_working(
     device: BenchDevice, guests: GuestPool
 ) -> None:
     driver = device.host_driver
-    guest = guests.shared(device)
+    guest = guests.shared(device, cold=True)
     ownership.check_guest_sees(guest, device)
     guests.give_back(device)
     ownership.check_back_on_host(device, driver)
