@@ -1,0 +1,546 @@
+"""What FreeBSD's base tools print, read into values: one parser a command.
+
+Each takes the text of one command's standard output and returns frozen values or plain
+mappings.  A line that is none of the command's is an error which shows the line; what a
+line holds beyond what hil needs is left alone.  The formats are those of the sources named
+with each parser, and of ``tests/recorded``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from hil.errors import InventoryError, LabError
+from hil.pci.address import Address
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """The lines that hold anything, without their ends; a console's carriage returns go too."""
+    for line in text.split("\n"):
+        bare = line.rstrip("\r")
+        if bare.strip():
+            yield bare
+
+
+def unknown(command: str, line: str, why: object = "") -> LabError:
+    """The error for a line that ``command`` is not known to print."""
+    return LabError(
+        f"cannot read a line that {command} printed",
+        seen=line[:300],
+        hint=f"{f'({why}) ' if why else ''}report it with this line and the host's release",
+    )
+
+
+# ---- the system ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Release:
+    """A FreeBSD release; orders by its numbers."""
+
+    major: int
+    minor: int
+    branch: str = field(compare=False)
+    """``RELEASE-p3``, ``STABLE``, ``CURRENT`` …"""
+
+    @property
+    def current(self) -> bool:
+        """Whether it is a development version: its behaviour is not that of its number."""
+        return self.branch.startswith("CURRENT")
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}-{self.branch}"
+
+
+_RELEASE = re.compile(r"(\d{1,4})\.(\d{1,4})-([A-Za-z0-9.-]+)", re.ASCII)
+
+
+def parse_release(text: str) -> Release:
+    """``freebsd-version -k`` or ``uname -r``: ``13.2-RELEASE-p4``.
+
+    Raises:
+        LabError: it is no FreeBSD release.
+    """
+    match = _RELEASE.search(text)
+    if match is None:
+        raise unknown("freebsd-version", text)
+    return Release(int(match[1]), int(match[2]), match[3])
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFile:
+    """A file that the kernel has loaded."""
+
+    name: str
+    """``kernel``, ``vmm.ko``"""
+    modules: tuple[str, ...] = ()
+    """Modules inside it, with ``-v`` only: ``vmm``, ``pci/ppt``."""
+
+
+_KLD = re.compile(r"\s*\d+\s+\d+\s+0x[0-9a-f]+\s+[0-9a-f]+\s+(\S+)(?: \(.*\))?\s*", re.ASCII)
+_KLD_MODULE = re.compile(r"\s+\d+\s+(\S+)\s*", re.ASCII)
+
+
+def parse_kldstat(text: str) -> tuple[KernelFile, ...]:
+    """``kldstat``, with or without ``-v`` (sbin/kldstat/kldstat.c).
+
+    Raises:
+        LabError: on a line that is none of its own.
+    """
+    files: list[tuple[str, list[str]]] = []
+    for line in lines_of(text):
+        file = _KLD.fullmatch(line)
+        module = _KLD_MODULE.fullmatch(line)
+        if file:
+            files.append((file[1], []))
+        elif re.fullmatch(r"\s*(Id\s+Refs\s.*|Contains modules:|Id\s+Name)\s*", line):
+            continue
+        elif module and files:
+            files[-1][1].append(module[1])
+        else:
+            raise unknown("kldstat", line)
+    return tuple(KernelFile(name, tuple(modules)) for name, modules in files)
+
+
+_SYSCTL = re.compile(r"([A-Za-z_][\w%-]*(?:\.[\w%-]+)+)(?:: ?|=)(.*)", re.ASCII)
+
+
+def parse_sysctl(text: str) -> dict[str, str]:
+    """``sysctl NAME…``: value by name, from ``name: value`` and (``-e``) ``name=value``.
+
+    A value of several lines keeps them, joined by newlines.
+
+    Raises:
+        LabError: on a first line without a name.
+    """
+    values: dict[str, str] = {}
+    last = ""
+    for line in lines_of(text):
+        match = _SYSCTL.fullmatch(line)
+        if match:
+            last = match[1]
+            values[last] = match[2]
+        elif last:
+            values[last] += "\n" + line
+        else:
+            raise unknown("sysctl", line)
+    return values
+
+
+_KENV = re.compile(r'([^\s="]+)="(.*)"\s*')
+
+
+def parse_kenv(text: str) -> dict[str, str]:
+    """``kenv -q``: the kernel's environment, ``name="value"`` a line (bin/kenv/kenv.c).
+
+    Raises:
+        LabError: on a line that has not this form.
+    """
+    values = {}
+    for line in lines_of(text):
+        match = _KENV.fullmatch(line)
+        if match is None:
+            raise unknown("kenv", line)
+        values[match[1]] = match[2]
+    return values
+
+
+#: ppt(4) reads these and no others (sys/amd64/vmm/vmm.c, vmm_is_pptdev).
+PPTDEVS = ("pptdevs", "pptdevs2", "pptdevs3")
+
+
+def pptdevs(kenv: Mapping[str, str]) -> tuple[Address, ...]:
+    """Functions that ``loader.conf`` reserves, in order; words that are no address are left out.
+
+    The kernel ignores such words too: :func:`pptdevs_ignored` tells them.
+    """
+    found = []
+    for word in _pptdevs_words(kenv):
+        address = _slashes(word)
+        if address is not None:
+            found.append(address)
+    return tuple(found)
+
+
+def pptdevs_ignored(kenv: Mapping[str, str]) -> tuple[str, ...]:
+    """What of ``pptdevs*`` the kernel cannot read, as written: ``pci0:5:0:0``, ``0/5``."""
+    bad = [word for word in _pptdevs_words(kenv) if _slashes(word) is None]
+    others = [name for name in kenv if re.fullmatch(r"pptdevs\d+", name) and name not in PPTDEVS]
+    return (*bad, *(f'{name}="{kenv[name]}"' for name in sorted(others)))
+
+
+def _pptdevs_words(kenv: Mapping[str, str]) -> list[str]:
+    return [word for name in PPTDEVS for word in kenv.get(name, "").split()]
+
+
+def _slashes(word: str) -> Address | None:
+    if "/" not in word:
+        return None
+    try:
+        return Address.parse(word)
+    except InventoryError:
+        return None
+
+
+# ---- processes and virtual machines ----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process and its command, as ps shows it."""
+
+    pid: int
+    command: str
+
+    @property
+    def vm(self) -> str:
+        """The virtual machine that this bhyve runs; empty for another process.
+
+        bhyve sets its title to ``bhyve: NAME`` (usr.sbin/bhyve/bhyverun.c), which ps shows
+        as ``bhyve: NAME (bhyve)``; before, and in a jail, its arguments end with the name.
+        """
+        titled = re.fullmatch(r"bhyve: (\S+)(?: \(bhyve\))?\s*", self.command)
+        if titled:
+            return titled[1]
+        words = self.command.split()
+        if len(words) > 1 and words[0].rpartition("/")[2] == "bhyve":
+            return words[-1]
+        return ""
+
+
+_PS = re.compile(r"\s*(\d{1,10})\s+(?:\d+\s+[A-Z][\w+<>]*\s+)?(\S.*)", re.ASCII)
+
+
+def parse_ps(text: str) -> tuple[Process, ...]:
+    """``ps -axww -o pid= -o command=`` (also with ``ppid`` and ``stat`` between the two).
+
+    Raises:
+        LabError: on a line without a process id.
+    """
+    found = []
+    for line in lines_of(text):
+        match = _PS.fullmatch(line)
+        if match:
+            found.append(Process(int(match[1]), match[2].rstrip()))
+        elif line.split()[:1] != ["PID"]:
+            raise unknown("ps", line)
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptLine:
+    """One line of ``vmstat -ia``."""
+
+    source: str
+    """``irq35``, or ``cpu0:timer`` of what is no device's."""
+    name: str
+    """``em0:rxq0``, of ppt(4) ``ppt0``; nothing once its handler is gone."""
+    total: int
+    rate: int
+    """Per second since boot."""
+
+    @property
+    def irq(self) -> int | None:
+        """Its number, by which :attr:`DeviceTree.interrupts` tells whose it is."""
+        match = re.fullmatch(r"irq(\d{1,6})", self.source, re.ASCII)
+        return int(match[1]) if match else None
+
+
+_VMSTAT = re.compile(r"(?:(irq\d+):|([^\s:]\S*))\s*(.*?)\s+(\d{1,20})\s+(\d{1,20})\s*", re.ASCII)
+
+
+def parse_vmstat(text: str) -> tuple[InterruptLine, ...]:
+    """``vmstat -i`` or ``-ia`` (usr.bin/vmstat/vmstat.c, dointr), without the sum.
+
+    Raises:
+        LabError: on a line without two numbers at its end.
+    """
+    found = []
+    for line in lines_of(text):
+        if line.split() == ["interrupt", "total", "rate"]:
+            continue
+        match = _VMSTAT.fullmatch(line)
+        if match is None:
+            raise unknown("vmstat", line)
+        irq, other, name, total, rate = match.groups()
+        if irq:
+            found.append(InterruptLine(irq, name, int(total), int(rate)))
+        elif other != "Total":
+            found.append(InterruptLine(" ".join((other, name)).strip(), "", int(total), int(rate)))
+    return tuple(found)
+
+
+# ---- disks and networks: what the host itself needs -----------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of ``mount -p``."""
+
+    device: str
+    """``/dev/gpt/rootfs``, ``zroot/ROOT/default``, ``host:/path`` …"""
+    where: str
+    kind: str
+    """``ufs``, ``zfs`` …"""
+
+
+def parse_mounts(text: str) -> tuple[Mount, ...]:
+    r"""``mount -p``: lines as in fstab(5), blanks in names as ``\040``.
+
+    Raises:
+        LabError: on a line of fewer than three words.
+    """
+    found = []
+    for line in lines_of(text):
+        words = line.split()
+        if len(words) < 3:
+            raise unknown("mount -p", line)
+        found.append(Mount(*words[:3]))
+    return tuple(found)
+
+
+def parse_swapinfo(text: str) -> tuple[str, ...]:
+    """``swapinfo``: devices swapped to, ``/dev/gpt/swap``."""
+    words = (line.split()[0] for line in lines_of(text))
+    return tuple(word for word in words if word.startswith("/"))
+
+
+_GEOM = re.compile(r"(\d{1,3}) (\S+) (.+?) (\d+) (\d+)(?: .*)?", re.ASCII)
+
+
+def parse_geom(text: str) -> dict[str, tuple[str, ...]]:
+    """``sysctl -n kern.geom.conftxt``: for every provider, the disks that it lies on.
+
+    Each line is ``LEVEL CLASS NAME SIZE SECTOR …``; a level's providers lie on the nearest
+    line above of the level before (sys/geom/geom_dump.c, g_conftxt_geom).  A mirror stands
+    once below each of its disks.  Names are those below ``/dev``; a disk lies on itself.
+
+    Raises:
+        LabError: on a line of another form, or one that lies on nothing.
+    """
+    on: dict[str, list[str]] = {}
+    path: list[str] = []
+    for line in lines_of(text):
+        match = _GEOM.fullmatch(line)
+        if match is None or int(match[1]) > len(path):
+            raise unknown("sysctl kern.geom.conftxt", line)
+        del path[int(match[1]) :]
+        path.append(match[3])
+        disks = on.setdefault(match[3], [])
+        if path[0] not in disks:
+            disks.append(path[0])
+    return {name: tuple(disks) for name, disks in on.items()}
+
+
+def parse_zpool(text: str) -> dict[str, tuple[str, ...]]:
+    """``zpool status -LP``: the devices of each pool, ``/dev/ada0p3``."""
+    pools: dict[str, list[str]] = {}
+    pool = ""
+    for line in lines_of(text):
+        words = line.split()
+        if words[0] == "pool:" and len(words) == 2:
+            pool = words[1]
+            pools[pool] = []
+        elif words[0].startswith("/dev/") and pool:
+            pools[pool].append(words[0])
+    return {name: tuple(devices) for name, devices in pools.items()}
+
+
+_BUS = re.compile(r"(scbus-?\d+) on (\S+) bus \d+:\s*", re.ASCII)
+_PERIPHERAL = re.compile(r"<.*>\s+at (scbus-?\d+) target \S+ lun \S+ \((.*)\)\s*", re.ASCII)
+
+
+def parse_camcontrol(text: str) -> dict[str, str]:
+    """``camcontrol devlist -v``: for every peripheral (``ada0``) its bus's device (``ahcich0``).
+
+    Raises:
+        LabError: on a line that is neither a bus nor a device.
+    """
+    buses: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for line in lines_of(text):
+        bus = _BUS.fullmatch(line)
+        device = _PERIPHERAL.fullmatch(line)
+        if bus:
+            buses[bus[1]] = bus[2]
+        elif device:
+            for name in filter(None, device[2].split(",")):
+                found[name] = buses.get(device[1], "")
+        else:
+            raise unknown("camcontrol devlist", line)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface, as ``ifconfig -a`` shows it."""
+
+    name: str
+    flags: tuple[str, ...]
+    """``UP``, ``RUNNING`` …"""
+    addresses: tuple[str, ...] = ()
+    """IPv4 and IPv6, without prefix length or scope."""
+    ether: str = ""
+    groups: tuple[str, ...] = ()
+    """``bridge``, ``tap`` …; a real card's is in none unless somebody put it there."""
+    parts: tuple[str, ...] = ()
+    """A bridge's members, a lagg's ports, a VLAN's parent."""
+    description: str = ""
+
+
+_INTERFACE = re.compile(r"([^\s:]+): flags=[0-9a-fA-Fx]+<([^>]*)>.*")
+
+
+def parse_ifconfig(text: str) -> tuple[Interface, ...]:
+    """``ifconfig -a`` (sbin/ifconfig): attributes of no use here are passed over.
+
+    Raises:
+        LabError: on a line that is neither an interface nor indented below one.
+    """
+    found: list[dict[str, list[str]]] = []
+    for line in lines_of(text):
+        head = _INTERFACE.fullmatch(line)
+        words = line.split()
+        if head:
+            found.append({"name": [head[1]], "flags": [w for w in head[2].split(",") if w]})
+        elif not line[0].isspace() or not found:
+            raise unknown("ifconfig", line)
+        elif words[0] in ("inet", "inet6") and len(words) > 1:
+            address = re.split("[%/]", words[1])[0]
+            found[-1].setdefault("addresses", []).append(address)
+        elif words[0] in ("member:", "laggport:") and len(words) > 1:
+            found[-1].setdefault("parts", []).append(words[1])
+        elif words[0] == "ether" and len(words) > 1:
+            found[-1]["ether"] = [words[1]]
+        elif words[0] == "groups:":
+            found[-1]["groups"] = words[1:]
+        elif words[0] == "description:":
+            found[-1]["description"] = [line.strip().removeprefix("description:").strip()]
+        elif "parent interface:" in line:
+            parent = line.partition("parent interface:")[2].split()[:1]
+            found[-1].setdefault("parts", []).extend(p for p in parent if p != "<none>")
+    return tuple(
+        Interface(
+            name=one["name"][0],
+            flags=tuple(one["flags"]),
+            addresses=tuple(one.get("addresses", ())),
+            ether="".join(one.get("ether", ())),
+            groups=tuple(one.get("groups", ())),
+            parts=tuple(one.get("parts", ())),
+            description="".join(one.get("description", ())),
+        )
+        for one in found
+    )
+
+
+def parse_default_routes(text: str) -> tuple[str, ...]:
+    """``netstat -rn``: interfaces of default routes, each once."""
+    column = None
+    found: list[str] = []
+    for line in lines_of(text):
+        words = line.split()
+        if "Netif" in words:
+            column = words.index("Netif")
+        elif column is not None and words[0] == "default" and len(words) > column:
+            found.append(words[column])
+    return tuple(dict.fromkeys(found))
+
+
+# ---- devices ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTree:
+    """The kernel's devices (newbus), by name: ``em0``, ``ahcich0``."""
+
+    parents: Mapping[str, str]
+    """Of each device the one it hangs on; of the root's own, the empty string.
+
+    Read from ``devinfo`` without ``-v`` it holds attached devices only.
+    """
+    interrupts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """With ``-r``: numbers of the interrupts that each device has."""
+    addresses: Mapping[str, Address] = field(default_factory=dict)
+    """With ``-v``: where each PCI function is."""
+
+    def line(self, name: str) -> Iterator[str]:
+        """The device itself, the one it hangs on, and so on up."""
+        seen: set[str] = set()
+        while name and name in self.parents and name not in seen:
+            seen.add(name)
+            yield name
+            name = self.parents[name]
+
+
+_DEVICE = re.compile(r"( *)([A-Za-z_][^\s:]*)((?: pnpinfo .*| at .*| \((?:disabled|suspended)\))?)")
+_RESOURCE_KIND = re.compile(r" +\S[^:]*:\s*")
+_RANGE = re.compile(r" +(0x[0-9a-f]+|\d+)(?:-(0x[0-9a-f]+|\d+))?\s*", re.ASCII)
+_DBSF = re.compile(r" dbsf=(pci\d+:\d+:\d+:\d+)(?: |$)", re.ASCII)
+
+
+def parse_devinfo(text: str) -> DeviceTree:
+    """``devinfo``, ``devinfo -v``, ``devinfo -r`` or both (usr.sbin/devinfo/devinfo.c).
+
+    Without ``-v`` only attached devices are shown, so that a name of ``pciconf -l`` which is
+    not in it belongs to a device whose driver has let go.
+
+    Raises:
+        LabError: on a line that is neither a device nor a resource.
+    """
+    parents: dict[str, str] = {}
+    interrupts: dict[str, list[int]] = {}
+    addresses: dict[str, Address] = {}
+    stack: list[tuple[int, str]] = []
+    kind = ""
+    device = ""
+    for line in lines_of(text):
+        match = _DEVICE.fullmatch(line)
+        numbers = _RANGE.fullmatch(line)
+        if numbers and kind:
+            if kind == "Interrupt request lines":
+                first = int(numbers[1], 0)
+                last = int(numbers[2], 0) if numbers[2] else first
+                # Not more than a device can have, whatever the text says.
+                interrupts.setdefault(device, []).extend(range(first, min(last, first + 4095) + 1))
+        elif match:
+            depth, device, kind = len(match[1]), match[2], ""
+            while stack and stack[-1][0] >= depth:
+                stack.pop()
+            if device != "unknown":
+                parents[device] = next((name for _, name in reversed(stack)), "")
+            stack.append((depth, device))
+            where = _DBSF.search(match[3])
+            if where and device != "unknown":
+                addresses[device] = _selector(where[1], line)
+        elif _RESOURCE_KIND.fullmatch(line):
+            kind = line.strip().rstrip(":")
+        else:
+            raise unknown("devinfo", line)
+    return DeviceTree(parents, {name: tuple(irqs) for name, irqs in interrupts.items()}, addresses)
+
+
+def _selector(text: str, line: str) -> Address:
+    try:
+        return Address.parse(text)
+    except InventoryError as error:
+        raise unknown("devinfo", line, error.message) from error
+
+
+_TABLE = re.compile(r"\s*([A-Z0-9_!]{4}): Length=(\d+), Revision=.*", re.ASCII)
+
+
+def parse_acpi_tables(text: str) -> dict[str, int]:
+    """``acpidump -t``: bytes of each ACPI table, by its signature (``DMAR``, ``IVRS``)."""
+    found = {}
+    for line in lines_of(text):
+        match = _TABLE.fullmatch(line)
+        if match:
+            found[match[1]] = int(match[2])
+    return found
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """One name a line: ``ls /dev/vmm``, ``zfs list -H -o name``."""
+    return tuple(line.strip() for line in lines_of(text))
