@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from hil.errors import LabError
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
-from hil.iommu.vtd import Unit, VtdTables
+from hil.iommu.tables import Unit
+from hil.iommu.vtd import VtdTables
 
 PAGE_SIZE = 4096
 
@@ -122,15 +123,16 @@ class DrhdRegisters:
             LabError: translation is on in a mode that is not read here.
         """
         if not self.translation_enabled:
-            return Unit(base, segment, None)
+            return Unit("drhd", base, segment, None)
         tables = VtdTables(
             memory,
             self.root_table,
             capability=self.capability,
             extended_capability=self.extended_capability,
             host_address_width=host_address_width,
+            unit=base,
         )
-        return Unit(base, segment, tables)
+        return Unit("drhd", base, segment, tables)
 
 
 def _record(index: int, low: int, high: int) -> FaultRecord:

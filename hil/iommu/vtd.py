@@ -16,8 +16,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hil.errors import LabError
-from hil.iommu.memory import PAGE, CachedMemory, PhysicalMemory
-from hil.pci.address import Address
+from hil.iommu.memory import PAGE, PhysicalMemory
+from hil.iommu.tables import (
+    INTERRUPT_RANGE,
+    RANGE_LIMIT,
+    Entry,
+    Kind,
+    Mapping,
+    TableMemory,
+    Translation,
+    TranslationFault,
+    described,
+    merged,
+    too_much,
+)
 
 _READ = 1 << 0
 _WRITE = 1 << 1
@@ -25,9 +37,6 @@ _PAGE_SIZE = 1 << 7
 _SNOOP = 1 << 11
 _TRANSIENT = 1 << 62
 _IGNORED = 0x3FF << 52 | 1 << 63
-
-INTERRUPT_RANGE = range(0xFEE00000, 0xFEF00000)
-"""Requests here are interrupt messages and never translated (3.14)."""
 
 _WIDTHS = {1: 39, 2: 48, 3: 57}
 """Address Width field of a context entry to bits of DMA address (9.3)."""
@@ -68,82 +77,47 @@ _UNQUALIFIED = {Reason.ROOT_NOT_PRESENT, Reason.ROOT_RESERVED, Reason.CONTEXT_RE
 """Reasons that come before a valid context entry: its FPD does not silence them (7.1.3)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ContextEntry:
-    """One function's entry, present or not, as its bits say (9.3)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextEntry(Entry):
+    """One function's entry, present or not, as its bits say (9.3).
 
-    requester_id: int
-    present: bool
-    domain: int
+    ``address_width`` is 39, 48 or 57 bits; 0 for a reserved encoding.
+    """
+
     translation_type: TranslationType
-    page_table_root: int
-    address_width: int
-    """Bits of DMA address: 39, 48 or 57; 0 for a reserved encoding."""
     fault_disabled: bool
     """FPD: qualified faults are neither recorded nor reported."""
     reserved_bits: bool = False
     """A bit that must be 0 is set: all requests fault."""
 
     @property
-    def translates(self) -> bool:
-        """Whether requests go through page tables."""
-        return self.present and self.translation_type in (
-            TranslationType.UNTRANSLATED,
-            TranslationType.DEVICE_TLB,
-        )
+    def kind(self) -> Kind:
+        """As :attr:`Entry.kind`; a missing entry blocks."""
+        if (
+            not self.present
+            or self.reserved_bits
+            or not self.address_width
+            or self.translation_type is TranslationType.RESERVED
+        ):
+            return Kind.BLOCKED
+        if self.translation_type is TranslationType.PASS_THROUGH:
+            return Kind.PASS_THROUGH
+        return Kind.TRANSLATED
 
-
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """Where a DMA address leads."""
-
-    physical: int
-    page_size: int
-    """Bytes of the page it is in; 0 for pass-through."""
-    readable: bool
-    writable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TranslationFault:
-    """Why a DMA address leads nowhere."""
-
-    reason: Reason
-    text: str
-    recorded: bool = True
-    """False if the function's entry disables the recording of such faults."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A contiguous range of DMA addresses on contiguous physical memory."""
-
-    iova: int
-    physical: int
-    length: int
-    readable: bool
-    writable: bool
-
-    def __str__(self) -> str:
-        rights = ("r" if self.readable else "-") + ("w" if self.writable else "-")
-        return (
-            f"{self.iova:#x}-{self.iova + self.length - 1:#x} -> {self.physical:#x} "
-            f"{rights} {self.length:#x} bytes"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    """A paging entry that ends a walk."""
-
-    physical: int
-    size: int
-    readable: bool
-    writable: bool
+    def describe(self) -> str:
+        """The entry much as FreeBSD's dmardump prints it."""
+        words = [] if self.present else ["(not present)"]
+        words += ["FPD"] if self.fault_disabled else []
+        words.append(_SHORT[self.translation_type])
+        if self.translation_type in (TranslationType.UNTRANSLATED, TranslationType.DEVICE_TLB):
+            words.append(f"SLPT {self.page_table_root:#x} width {self.address_width}")
+        words.append(f"domain {self.domain}")
+        words += ["(reserved bits set)"] if self.reserved_bits else []
+        return " ".join(words)
 
 
 class VtdTables:
-    """The tables of one DMA remapping unit.
+    """The tables of one DMA remapping unit: a :class:`~hil.iommu.tables.Tables`.
 
     Tables are cached as they are first read: make a new reader to see changes.
 
@@ -155,6 +129,7 @@ class VtdTables:
         extended_capability: the ECAP register (11.4.3); likewise.
         host_address_width: bits of a physical address; paging entries with higher
             address bits set are faulty.  The ACPI DMAR table tells it.
+        unit: physical address of the unit's registers, for its entries to tell.
 
     Raises:
         LabError: the unit is in scalable, extended or abort mode.
@@ -171,6 +146,7 @@ class VtdTables:
         capability: int | None = None,
         extended_capability: int | None = None,
         host_address_width: int = 52,
+        unit: int = 0,
     ) -> None:
         mode = root_table_address >> 10 & 3
         if mode:
@@ -182,7 +158,8 @@ class VtdTables:
                 "(Linux: intel_iommu=on,sm_off; QEMU: no x-scalable-mode)",
             )
         self.root_table = root_table_address & ~(PAGE - 1)
-        self._memory = CachedMemory(memory)
+        self._memory = TableMemory(memory)
+        self._unit = unit
         self._physical_limit = 1 << min(host_address_width, 52)
         # without CAP, assume what the newest hardware has
         self._widths = {
@@ -217,7 +194,7 @@ class VtdTables:
         if not root_low & 1:
             return None
         table = root_low & ~(PAGE - 1)
-        low, high = self._pair(table + 16 * (requester_id & 0xFF), "context table")
+        low, high = self._memory.words(table + 16 * (requester_id & 0xFF), 2, "context table")
         return self._context_entry(requester_id, low, high)
 
     def entries(self) -> Iterator[ContextEntry]:
@@ -230,13 +207,14 @@ class VtdTables:
             root_low, _ = self._root_entry(bus)
             if not root_low & 1:
                 continue
-            table = self._read(root_low & ~(PAGE - 1), PAGE, "context table")
+            table = self._memory.read(root_low & ~(PAGE - 1), PAGE, "context table")
             for number, (low, high) in enumerate(struct.iter_unpack("<QQ", table)):
                 if low & 1:
                     yield self._context_entry(bus << 8 | number, low, high)
 
     def _root_entry(self, bus: int) -> tuple[int, int]:
-        return self._pair(self.root_table + 16 * bus, "root table")
+        low, high = self._memory.words(self.root_table + 16 * bus, 2, "root table")
+        return low, high
 
     def _context_entry(self, requester_id: int, low: int, high: int) -> ContextEntry:
         reserved = low & 0xFF0 or high >> 24 or high & 0x80
@@ -250,6 +228,7 @@ class VtdTables:
             address_width=_WIDTHS.get(high & 7, 0),
             fault_disabled=bool(low & 2),
             reserved_bits=bool(reserved or beyond),
+            unit=self._unit,
         )
 
     # -- one address ------------------------------------------------------------------
@@ -325,7 +304,7 @@ class VtdTables:
             shift = 12 + 9 * (level - 1)
             index = address >> shift & 0x1FF
             what = f"level {level} table"
-            value = int.from_bytes(self._read(table + 8 * index, 8, what), "little")
+            (value,) = self._memory.words(table + 8 * index, 1, what)
             where = f"level {level} entry {value:#x} at {table + 8 * index:#x}"
             readable = readable and bool(value & _READ)
             writable = writable and bool(value & _WRITE)
@@ -362,11 +341,8 @@ class VtdTables:
 
     # -- the whole address space ------------------------------------------------------
 
-    def mappings(self, requester_id: int, limit: int = 65536) -> tuple[Mapping, ...]:
-        """All that the function can reach, merged into ranges, by DMA address.
-
-        Entries that fault on every access are left out.  A function in pass-through
-        has one range: everything.
+    def mappings(self, requester_id: int, limit: int = RANGE_LIMIT) -> tuple[Mapping, ...]:
+        """As :meth:`~hil.iommu.tables.Tables.mappings`.
 
         Raises:
             LabError: the tables cannot be read, or hold more than ``limit`` ranges or
@@ -375,95 +351,41 @@ class VtdTables:
         entry = self.entry(requester_id)
         if self._refusal(requester_id, entry) or entry is None:
             return ()
+        everything = Mapping(0, 0, 1 << self._max_address_width, readable=True, writable=True)
         if entry.translation_type is TranslationType.PASS_THROUGH:
-            return (Mapping(0, 0, 1 << self._max_address_width, readable=True, writable=True),)
-        found: list[Mapping] = []
-        budget = [self.TABLE_LIMIT]
-        levels = _levels(entry.address_width)
-        whole = _Leaf(entry.page_table_root, 0, readable=True, writable=True)
-        for iova, leaf in self._leaves(whole, levels, 0, budget):
-            last = found[-1] if found else None
-            rights = (leaf.readable, leaf.writable)
-            if (
-                last is not None
-                and last.iova + last.length == iova
-                and last.physical + last.length == leaf.physical
-                and (last.readable, last.writable) == rights
-            ):
-                found[-1] = Mapping(last.iova, last.physical, last.length + leaf.size, *rights)
-                continue
-            if len(found) == limit:
-                raise self._too_much(requester_id, f"more than {limit} ranges")
-            found.append(Mapping(iova, leaf.physical, leaf.size, *rights))
-        return tuple(found)
+            return (everything,)
+        return merged(self._leaves(entry), requester_id, limit)
 
-    def _leaves(
-        self, above: _Leaf, level: int, iova: int, budget: list[int]
-    ) -> Iterator[tuple[int, _Leaf]]:
-        budget[0] -= 1
-        if budget[0] < 0:
-            raise self._too_much(None, f"more than {self.TABLE_LIMIT} paging structures")
-        table = self._read(above.physical, PAGE, f"level {level} table")
-        size = 1 << 12 + 9 * (level - 1)
-        for index, (value,) in enumerate(struct.iter_unpack("<Q", table)):
-            readable = above.readable and bool(value & _READ)
-            writable = above.writable and bool(value & _WRITE)
-            if not (readable or writable) or value & self._reserved(level, value):
-                continue
-            inner = _Leaf(value & ((1 << 52) - PAGE), size, readable, writable)
-            if self._is_leaf(level, value):
-                yield iova + index * size, inner
-            else:
-                yield from self._leaves(inner, level - 1, iova + index * size, budget)
+    def _leaves(self, entry: ContextEntry) -> Iterator[Mapping]:
+        budget = self.TABLE_LIMIT
 
-    def _too_much(self, requester_id: int | None, what: str) -> LabError:
-        whose = f" of {Address.from_requester_id(requester_id)}" if requester_id is not None else ""
-        return LabError(f"the IOMMU page tables{whose} hold {what}: damaged, or not tables at all")
+        def walk(above: Mapping, level: int) -> Iterator[Mapping]:
+            nonlocal budget
+            budget -= 1
+            if budget < 0:
+                what = f"more than {self.TABLE_LIMIT} paging structures"
+                raise too_much(what, entry.requester_id)
+            size = 1 << 12 + 9 * (level - 1)
+            table = self._memory.words(above.physical, 512, f"level {level} table")
+            for index, value in enumerate(table):
+                readable = above.readable and bool(value & _READ)
+                writable = above.writable and bool(value & _WRITE)
+                if not (readable or writable) or value & self._reserved(level, value):
+                    continue
+                address = above.iova + index * size
+                base = value & ((1 << 52) - PAGE)
+                inner = Mapping(address, base, size, readable, writable)
+                if self._is_leaf(level, value):
+                    yield inner
+                else:
+                    yield from walk(inner, level - 1)
 
-    # -- for people -------------------------------------------------------------------
+        whole = Mapping(0, entry.page_table_root, 1 << entry.address_width, True, True)
+        return walk(whole, _levels(entry.address_width))
 
     def describe(self) -> str:
         """All present entries, a line each, much as FreeBSD's dmardump prints them."""
-        lines = [f"root table @ {self.root_table:#018x}"]
-        bus = -1
-        for entry in self.entries():
-            if entry.requester_id >> 8 != bus:
-                bus = entry.requester_id >> 8
-                lines.append(f"  bus {bus:02x}:")
-            lines.append(f"    {_entry_line(entry)}")
-        return "\n".join(lines)
-
-    # -- memory -----------------------------------------------------------------------
-
-    def _pair(self, address: int, what: str) -> tuple[int, int]:
-        low, high = struct.unpack("<QQ", self._read(address, 16, what))
-        return low, high
-
-    def _read(self, address: int, length: int, what: str) -> bytes:
-        try:
-            return self._memory.read(address, length)
-        except LabError as error:
-            raise LabError(
-                f"the IOMMU's {what} at {address:#x} cannot be read",
-                seen=error.explain(),
-                hint="if that address is no memory at all, the tables themselves are damaged",
-            ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A DMA remapping unit of a host and its tables."""
-
-    base: int
-    """Physical address of its registers."""
-    segment: int
-    tables: VtdTables | None
-    """``None`` while its translation is disabled: all DMA passes."""
-
-    def describe(self) -> str:
-        """The unit and its tables as text."""
-        head = f"drhd @ {self.base:#x} PCI segment {self.segment}"
-        return f"{head} (disabled)" if self.tables is None else f"{head}:\n{self.tables.describe()}"
+        return described(f"root table @ {self.root_table:#018x}", self.entries())
 
 
 def _levels(address_width: int) -> int:
@@ -480,15 +402,3 @@ _SHORT = {
     TranslationType.PASS_THROUGH: "PASS",
     TranslationType.RESERVED: "RSVD",
 }
-
-
-def _entry_line(entry: ContextEntry) -> str:
-    address = Address.from_requester_id(entry.requester_id)
-    words = [f"{address.device:02x}.{address.function}"]
-    words += ["FPD"] if entry.fault_disabled else []
-    words.append(_SHORT[entry.translation_type])
-    if entry.translates:
-        words.append(f"SLPT {entry.page_table_root:#x} width {entry.address_width}")
-    words.append(f"domain {entry.domain}")
-    words += ["(reserved bits set)"] if entry.reserved_bits else []
-    return " ".join(words)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hil.bench import BenchDevice, BenchHost
 from hil.errors import ProductError
 from hil.guests.guest import Guest
-from hil.iommu.vtd import Translation
+from hil.iommu.tables import Translation
 from hil.oracles.pattern import Mismatch, compare, tagged
 from hil.platforms.contract import Canary
 from hil.probes.agent import GuestMemory

@@ -10,7 +10,7 @@ from hil.errors import ProductError
 from hil.guests.guest import Guest
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
-from hil.iommu.vtd import ContextEntry, Translation, TranslationType, VtdTables
+from hil.iommu.tables import Entry, Kind, Tables, Translation
 from hil.pci.address import Address
 from hil.platforms.contract import Owner, Phase
 
@@ -18,14 +18,23 @@ from hil.platforms.contract import Owner, Phase
 PLACES = 8
 
 
-def entry_of(tables: VtdTables, address: Address) -> ContextEntry | None:
-    """The function's table entry if present."""
-    entry = tables.entry(address.requester_id)
-    return entry if entry is not None and entry.present else None
+def _words(entry: Entry | None) -> str:
+    return f"table entry: {entry.describe()}" if entry is not None else "no table entry"
+
+
+def _live(device: BenchDevice, tables: Tables) -> Entry:
+    """The device's entry, which must be present and let DMA pass."""
+    entry = tables.entry(device.requester_id)
+    if entry is None or not entry.present or entry.kind is Kind.BLOCKED:
+        raise ProductError(
+            f"{device} has no entry in the IOMMU's tables through which DMA can pass",
+            seen=_words(entry),
+        )
+    return entry
 
 
 def _strangeness(
-    tables: VtdTables, memory: PhysicalMemory, address: Address, guest: Guest, deadline: Deadline
+    tables: Tables, memory: PhysicalMemory, address: Address, guest: Guest, deadline: Deadline
 ) -> tuple[str, ...]:
     """Complaints, unless DMA addresses of the function lead to that guest's own memory.
 
@@ -50,11 +59,15 @@ def _strangeness(
     return tuple(complaints) or (f"guest {guest.name} does not hold its own token",)
 
 
-def _owner(entry: ContextEntry | None, before: ContextEntry | None) -> Owner:
+def _owner(entry: Entry | None, before: Entry | None) -> Owner:
     """Who owns the function's DMA, given the entry it had while a guest held it, if any."""
-    if entry is None or entry.page_table_root == 0:
+    if entry is None or entry.kind is Kind.BLOCKED:
         return Owner.NOBODY
-    if before is not None and entry.page_table_root == before.page_table_root:
+    if (
+        before is not None
+        and entry.kind is Kind.TRANSLATED
+        and entry.page_table_root == before.page_table_root
+    ):
         return Owner.GUEST
     return Owner.HOST
 
@@ -64,9 +77,9 @@ def check_phase(
     phase: Phase,
     *,
     guest: Guest | None = None,
-    before: ContextEntry | None = None,
+    before: Entry | None = None,
     expected: Owner | None = None,
-) -> ContextEntry | None:
+) -> Entry | None:
     """The device's table entry is what the platform states for ``phase``.
 
     Args:
@@ -86,10 +99,10 @@ def check_phase(
     deadline = device.host.limit(30, f"the tables in phase {phase.value}")
     expected = expected or platform.domains[phase]
     tables = platform.tables(deadline)
-    entry = entry_of(tables, device.address)
+    entry = tables.entry(device.requester_id)
     complaints: Sequence[str] = ()
     found = _owner(entry, before)
-    if guest is not None and entry is not None:
+    if guest is not None and entry is not None and entry.kind is Kind.TRANSLATED:
         memory = platform.physical_memory(deadline)
         complaints = _strangeness(tables, memory, device.address, guest, deadline)
         found = Owner.HOST if complaints else Owner.GUEST
@@ -98,7 +111,7 @@ def check_phase(
             f"in phase {phase.value}, DMA of {device} should reach the memory of "
             f"{expected.value} and reaches that of {found.value}",
             host=platform.host,
-            seen="\n".join([f"table entry: {entry}", *complaints]),
+            seen="\n".join([_words(entry), *complaints]),
         )
     return entry
 
@@ -111,15 +124,14 @@ def check_translated(device: BenchDevice, guest: Guest) -> None:
     """
     deadline = device.host.limit(30, "the tables")
     tables = device.host.platform.tables(deadline)
-    entry = entry_of(tables, device.address)
-    if entry is None:
-        raise ProductError(f"{device} is held by guest {guest.name} and has no table entry")
-    if entry.translation_type is TranslationType.PASS_THROUGH:
-        raise ProductError(f"DMA of {device} is not translated", seen=str(entry))
+    entry = _live(device, tables)
+    if entry.kind is Kind.PASS_THROUGH:
+        raise ProductError(f"DMA of {device} is not translated", seen=_words(entry))
     mapped = sum(m.length for m in tables.mappings(device.requester_id) if m.iova < 1 << 32)
     if mapped < guest.machine.spec.memory:
         raise ProductError(
-            f"{device} can reach {mapped:#x} bytes, less than the guest's memory", seen=str(entry)
+            f"{device} can reach {mapped:#x} bytes, less than the guest's memory",
+            seen=_words(entry),
         )
 
 
@@ -129,22 +141,20 @@ def check_distinct(devices: Iterable[BenchDevice]) -> None:
     Raises:
         ProductError: two share one, or one has none.
     """
-    domains: dict[int, BenchDevice] = {}
-    roots: dict[int, BenchDevice] = {}
+    owners: dict[tuple[object, ...], BenchDevice] = {}
     for device in devices:
-        tables = device.host.platform.tables(device.host.limit(30, "the tables"))
-        entry = entry_of(tables, device.address)
-        if entry is None:
-            raise ProductError(f"{device} has no entry in the IOMMU's tables")
-        for key, seen, what in (
-            (entry.domain, domains, "domain"),
-            (entry.page_table_root, roots, "page-table root"),
+        host = device.host
+        entry = _live(device, host.platform.tables(host.limit(30, "the tables")))
+        for key, what, value in (
+            # a domain id means something within its unit only
+            ((host.name, entry.unit, "domain", entry.domain), "domain", entry.domain),
+            ((host.name, "root", entry.page_table_root), "page-table root", entry.page_table_root),
         ):
-            if key in seen:
+            if key in owners:
                 raise ProductError(
-                    f"{seen[key]} and {device} share {what} {key:#x}", seen=str(entry)
+                    f"{owners[key]} and {device} share {what} {value:#x}", seen=_words(entry)
                 )
-            seen[key] = device
+            owners[key] = device
 
 
 def new_faults(
@@ -201,6 +211,6 @@ def check_no_ghost(device: BenchDevice) -> None:
         ProductError: it has: the next function with this requester id would inherit it.
     """
     tables = device.host.platform.tables(device.host.limit(30, "the tables"))
-    entry = entry_of(tables, device.address)
-    if entry is not None:
-        raise ProductError(f"{device} still has an entry in the tables", seen=str(entry))
+    entry = tables.entry(device.requester_id)
+    if entry is not None and entry.present and entry.kind is not Kind.BLOCKED:
+        raise ProductError(f"{device} still has an entry in the tables", seen=_words(entry))

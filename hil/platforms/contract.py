@@ -20,7 +20,7 @@ from typing import Protocol
 from hil.deadline import Deadline
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
-from hil.iommu.vtd import VtdTables
+from hil.iommu.tables import Tables
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
 from hil.transport.base import ByteStream, Transport
@@ -358,8 +358,13 @@ class Platform(ABC):
 
     # the IOMMU, memory, interrupts
     @abstractmethod
-    def tables(self, deadline: Deadline) -> VtdTables:
-        """The IOMMU's tables now.  Raises LabError where :attr:`Feature.TABLES` is missing."""
+    def tables(self, deadline: Deadline) -> Tables:
+        """The tables of the host's IOMMUs now, all units together.
+
+        Raises:
+            LabError: they cannot be read here: :attr:`Feature.TABLES` is missing.
+            ProductError: DMA remapping is off.
+        """
 
     @abstractmethod
     def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:

@@ -32,7 +32,7 @@ from hil.iommu.acpi import parse_dmar
 from hil.iommu.faults import FaultRecord, parse_fault_log
 from hil.iommu.memory import CachedMemory, PhysicalMemory
 from hil.iommu.registers import DrhdRegisters
-from hil.iommu.vtd import VtdTables
+from hil.iommu.tables import Tables
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
 from hil.platforms.contract import (
@@ -483,7 +483,7 @@ class LinuxVfio(Platform):
 
     # ---- the IOMMU, memory, interrupts -------------------------------------------
 
-    def tables(self, deadline: Deadline) -> VtdTables:
+    def tables(self, deadline: Deadline) -> Tables:
         base, page = self._drhd(deadline)
         memory = CachedMemory(self.physical_memory(deadline))
         tables = DrhdRegisters(page).unit(memory, base).tables

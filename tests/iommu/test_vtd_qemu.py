@@ -14,14 +14,8 @@ import pytest
 
 from hil.emulated.qtest import QTest
 from hil.errors import LabError
-from hil.iommu.vtd import (
-    INTERRUPT_RANGE,
-    ContextEntry,
-    Reason,
-    Translation,
-    TranslationFault,
-    VtdTables,
-)
+from hil.iommu.tables import INTERRUPT_RANGE, Translation, TranslationFault
+from hil.iommu.vtd import ContextEntry, Reason, VtdTables
 from tests.iommu.vtd_builder import READ, WRITE, Image
 from tests.iommu.vtd_machine import ARENA, ARENA_SIZE, TABLES, WINDOW, VtdMachine
 

@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 
 from hil.errors import LabError
 from hil.iommu.memory import CachedMemory
-from hil.iommu.vtd import (
-    Mapping,
-    Reason,
-    Translation,
-    TranslationFault,
-    TranslationType,
-    VtdTables,
-)
+from hil.iommu.tables import Kind, Mapping, Translation, TranslationFault
+from hil.iommu.vtd import Reason, TranslationType, VtdTables
 from tests.iommu.vtd_builder import BIG, READ, WRITE, Image
 
 RID = 0x0310
@@ -233,3 +227,31 @@ def test_a_cache_reads_each_page_once_and_any_span() -> None:
     assert memory.read(0x1000, 0x3000) == b"\x01" * 4096 + b"\x02" * 4096 + b"\x03" * 4096
     assert memory.read(0x1000, 0) == b""
     assert reads == [0x1000, 0x2000, 0x3000]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "words"),
+    [
+        (0, 0, Kind.BLOCKED, "(not present) UNTR SLPT 0x1000 width 0 domain 0"),
+        (1, 2 | 7 << 8, Kind.TRANSLATED, "UNTR SLPT 0x1000 width 48 domain 7"),
+        (5, 1 | 7 << 8, Kind.TRANSLATED, "TR SLPT 0x1000 width 39 domain 7"),
+        (9, 2 | 7 << 8, Kind.PASS_THROUGH, "PASS domain 7"),
+        (8, 2 | 7 << 8, Kind.BLOCKED, "(not present) PASS domain 7"),
+        (13, 2 | 7 << 8, Kind.BLOCKED, "RSVD domain 7"),
+        (
+            3,
+            2 | 1 << 24,
+            Kind.BLOCKED,
+            "FPD UNTR SLPT 0x1000 width 48 domain 0 (reserved bits set)",
+        ),
+        (1, 5, Kind.BLOCKED, "UNTR SLPT 0x1000 width 0 domain 0"),
+    ],
+)
+def test_what_becomes_of_dma(low: int, high: int, kind: Kind, words: str) -> None:
+    image = Image()
+    at = image.context_address(RID)
+    image.set_qword(at, low | 0x1000)
+    image.set_qword(at + 8, high)
+    entry = VtdTables(image, image.root, unit=0xFED90000).entry(RID)
+    assert entry is not None
+    assert (entry.kind, entry.unit, entry.describe()) == (kind, 0xFED90000, words)

@@ -114,7 +114,9 @@ def test_after_its_guest_the_entry_must_be_another(lab: Lab) -> None:
         check_phase(device, Phase.DESTROYED, before=before)
     at = platform.image.context_address(NIC.requester_id)
     platform.image.set_qword(at, 0)
-    assert check_phase(device, Phase.DESTROYED, before=before) is None
+    left = check_phase(device, Phase.DESTROYED, before=before)
+    assert left is not None
+    assert not left.present
     platform.image.context(NIC.requester_id, domain=1)
     check_phase(device, Phase.RETURNED, before=before)
     with pytest.raises(ProductError, match="should reach the memory of nobody"):
@@ -124,7 +126,7 @@ def test_after_its_guest_the_entry_must_be_another(lab: Lab) -> None:
 def test_requests_must_be_translated_and_the_memory_be_there(lab: Lab) -> None:
     device, platform = lab
     guest = GuestOnHost(platform).guest
-    with pytest.raises(ProductError, match="has no table entry"):
+    with pytest.raises(ProductError, match="has no entry in"):
         iommu.check_translated(device, guest)
     table = assigned(platform, to=None)
     for at in range(0, MEMORY, 2 << 20):
@@ -155,6 +157,24 @@ def test_devices_of_two_guests_share_nothing(lab: Lab) -> None:
     platform.image.set_qword(at + 8, 2 | 2 << 8)
     with pytest.raises(ProductError, match="share page-table root"):
         iommu.check_distinct([nic, disk])
+
+
+def test_dma_that_passes_untranslated_reaches_the_host(lab: Lab) -> None:
+    device, platform = lab
+    assigned(platform, kind=2)
+    check_phase(device, Phase.IDLE, expected=Owner.HOST)
+    with pytest.raises(ProductError, match="reaches that of host"):
+        check_phase(device, Phase.ASSIGNED, guest=GuestOnHost(platform).guest)
+
+
+def test_a_blocking_entry_is_nobody_s_whatever_it_points_to(lab: Lab) -> None:
+    device, platform = lab
+    assigned(platform)
+    before = check_phase(device, Phase.ASSIGNED, guest=GuestOnHost(platform).guest)
+    at = platform.image.context_address(NIC.requester_id)
+    platform.image.set_qword(at, platform.image.qword(at) & ~1)
+    check_phase(device, Phase.DESTROYED, before=before, expected=Owner.NOBODY)
+    iommu.check_no_ghost(device)
 
 
 def test_a_ghost_is_seen(lab: Lab) -> None:
