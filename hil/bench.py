@@ -85,7 +85,7 @@ class Peer:
 
     @property
     def _system(self) -> GuestOS:
-        return guest_os("linux")
+        return guest_os(self.host.platform.system)
 
     def _run(self, command: Sequence[str]) -> None:
         deadline = self.host.limit(20, f"the address of {self.interface}")
@@ -355,6 +355,7 @@ class Bench:
         devices: Mapping[str, BenchDevice],
         *,
         image: str = "linux",
+        guest_system: str = "linux",
         templates: bool = False,
         closer: Callable[[], None] = lambda: None,
     ) -> None:
@@ -362,7 +363,7 @@ class Bench:
         self.kind = kind
         self.hosts = hosts
         self.devices = devices
-        self.guests = GuestPool(image, templates=templates)
+        self.guests = GuestPool(image, guest_system, templates=templates)
         self.guests.make_free = self._make_free
         self._closer = closer
         self._vfs: dict[str, tuple[BenchDevice, ...]] = {}

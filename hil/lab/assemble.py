@@ -38,10 +38,18 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
             peer=_peer(device, index, hosts, deadline),
             vfs=device.vfs,
         )
-    image = next(iter(lab.images), "linux")
+    image, entry = next(iter(lab.images.items()), ("linux", None))
     # Where a boot takes many seconds, most guests continue one that was booted once.
     templates = lab.kind is LabKind.EMULATED
-    return Bench(lab.name, lab.kind, hosts, devices, image=image, templates=templates)
+    return Bench(
+        lab.name,
+        lab.kind,
+        hosts,
+        devices,
+        image=image,
+        guest_system=entry.os if entry else "linux",
+        templates=templates,
+    )
 
 
 def _peer(

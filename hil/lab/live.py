@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,7 @@ def open_lab(
     wait: float = 600,
     iommu: bool = True,
     fresh: bool = False,
+    faults: Sequence[str] = (),
     progress: Progress = lambda _: None,
     on_wait: OnWait | None = None,
 ) -> Iterator[LiveLab]:
@@ -69,8 +70,9 @@ def open_lab(
         deadline: for coming up, without the waiting for another run.
         run: the run's name, for whoever waits for the lab.
         wait: seconds to wait for another run to let go of the lab's hosts.
-        iommu: an emulated lab only: with an IOMMU or without.
+        iommu: an emulated or simulated lab only: with an IOMMU or without.
         fresh: an emulated lab only: boot it, rather than restore its saved state.
+        faults: a simulated lab only: bugs of the past that its host has, by name.
         progress: told, one line at a time, what is being done.
         on_wait: see :func:`hil.lab.lock.hold`.
 
@@ -86,8 +88,10 @@ def open_lab(
             stack.callback(machine.close)
             yield live_emulated(lab, machine, deadline)
             return
-        if lab.kind is not LabKind.PHYSICAL:
-            raise LabError(f"the lab {lab.name!r} is {lab.kind}: hil cannot bring up such labs yet")
+        if lab.kind is LabKind.SIMULATED:
+            progress(f"starting the simulated host {lab.name}")
+            yield _simulated(lab, stack, iommu, faults, deadline)
+            return
         stack.enter_context(hold(lab, run, Deadline(wait, f"the lab {lab.name}"), on_wait))
         platforms = {}
         for name in lab.hosts:
@@ -108,6 +112,32 @@ def live_emulated(lab: Lab, machine: EmulatedLab, deadline: Deadline) -> LiveLab
     lab = dataclasses.replace(lab, devices=devices)
     platform = LinuxVfio(name, machine.ssh(deadline), images=images_of(lab), out_of_band=machine)
     return LiveLab(lab, {name: platform}, machine)
+
+
+def _simulated(
+    lab: Lab,
+    stack: contextlib.ExitStack,
+    iommu: bool,
+    faults: Sequence[str],
+    deadline: Deadline,
+) -> LiveLab:
+    """The lab whose one host is a model in this process, until ``stack`` ends."""
+    from hil.simulated.host import SimulatedHost
+    from hil.transport.ssh import SshTransport
+
+    (name,) = lab.hosts
+    host = SimulatedHost(lab.name, faults=faults, iommu=iommu).start()
+    stack.callback(host.close)
+    transport = SshTransport.connect(
+        name,
+        "127.0.0.1",
+        port=host.port,
+        key=host.key,
+        host_key=host.host_key,
+        deadline=deadline,
+    )
+    stack.callback(transport.close)
+    return LiveLab(lab, {name: platform_of(lab, name, transport)})
 
 
 def connect(lab: Lab, host: str, deadline: Deadline) -> Transport:

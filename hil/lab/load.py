@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
@@ -20,6 +21,13 @@ from hil.pci.address import Address
 
 #: The lab that needs no file of the user's: it is part of hil.
 BUILT_IN = {"emulated": Path(__file__).with_name("emulated.toml")}
+#: The simulated labs, all with the devices of one inventory: releases and processor vendors.
+SIMULATED = tuple(
+    f"freebsd-{release}-{vendor}"
+    for release in ("13.2", "14", "15", "current")
+    for vendor in ("intel", "amd")
+)
+_SIMULATED = Path(__file__).with_name("simulated.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +67,16 @@ class InvalidInventoryError(InventoryError):
 def load(lab: str) -> Lab:
     """The lab with the name or inventory file ``lab``.
 
-    ``emulated`` is built in.  What ends in ``.toml`` or has a slash is a file; any
-    other word is looked for as ``WORD.toml`` in ``./labs`` and in
+    ``emulated`` and the names in :data:`SIMULATED` are built in.  What ends in ``.toml`` or
+    has a slash is a file; any other word is looked for as ``WORD.toml`` in ``./labs`` and in
     ``$XDG_CONFIG_HOME/hil/labs``.
 
     Raises:
         InventoryError: the file is missing, unreadable or not TOML.
         InvalidInventoryError: it is TOML, but not a right inventory.
     """
+    if lab in SIMULATED:
+        return dataclasses.replace(parse(_read(_SIMULATED), _SIMULATED), name=lab)
     path = _find(lab)
     return parse(_read(path), path)
 
@@ -119,7 +129,7 @@ def _folders() -> list[Path]:
 def known_labs() -> tuple[str, ...]:
     """Names that :func:`load` takes: the built-in lab and the inventories found."""
     found = {path.stem for folder in _folders() for path in folder.glob("*.toml")}
-    return tuple(sorted(found | set(BUILT_IN)))
+    return tuple(sorted(found | set(BUILT_IN) | set(SIMULATED)))
 
 
 def _find(lab: str) -> Path:

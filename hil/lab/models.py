@@ -33,6 +33,11 @@ class LabKind(enum.StrEnum):
     EMULATED = "emulated"
     SIMULATED = "simulated"
 
+    @property
+    def disposable(self) -> bool:
+        """Whether a run makes the lab for itself, in any variant, and can make it anew."""
+        return self is not LabKind.PHYSICAL
+
 
 def _address(value: object) -> Address:
     if not isinstance(value, str):

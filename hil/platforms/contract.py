@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hil.deadline import Deadline
 from hil.iommu.faults import FaultRecord
@@ -253,6 +253,20 @@ class Machine(Protocol):
         ...
 
 
+@runtime_checkable
+class LetInByConsole(Protocol):
+    """A :class:`Machine` whose guest needs something typed before :meth:`Machine.ssh` answers."""
+
+    def let_in(self, at_console: Callable[[Sequence[str]], str]) -> None:
+        """Have SSH answer in the guest, until its next boot.  Safe to call twice.
+
+        Args:
+            at_console: runs a command as root on the guest's console and returns what it
+                printed.
+        """
+        ...
+
+
 class Canary(Protocol):
     """Host memory, filled with a known pattern, that nothing may change."""
 
@@ -273,6 +287,9 @@ class Platform(ABC):
     name: str
     """``linux-vfio``, ``freebsd-bhyve`` …"""
 
+    system: str = "linux"
+    """The host's own operating system, as :data:`hil.guests.os.GUEST_SYSTEMS` names them."""
+
     host: str
     """The host's name in the inventory."""
 
@@ -285,6 +302,10 @@ class Platform(ABC):
 
     domains: Mapping[Phase, Owner]
     """Whose memory a function can reach at each phase, by this platform's design."""
+
+    lazy_iommu = False
+    """Whether DMA passes untranslated until the first assignment since boot switches the IOMMU on;
+    :attr:`domains` says what holds from then on."""
 
     stub_driver: str
     """Name of the driver that holds a reserved function."""

@@ -179,7 +179,7 @@ def test_each_test_of_a_pristine_lab_gets_a_fresh_one(run_hil: RunHil, labs: Fak
 def test_a_physical_lab_cannot_be_restored_and_says_so(run_hil: RunHil) -> None:
     ran = run_hil("@pytest.mark.danger(0)\ndef test_a(pristine_lab): pass\n")
     assert ran.statuses == {"test_a": "skipped"}
-    assert "only an emulated lab" in ran.reason("test_a")
+    assert "a physical lab cannot be made so" in ran.reason("test_a")
 
 
 def test_a_feature_that_only_the_live_host_lacks_is_a_skip(run_hil: RunHil) -> None:
