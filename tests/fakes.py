@@ -13,7 +13,7 @@ from dataclasses import replace
 from hil.bench import BenchDevice, BenchHost
 from hil.deadline import Deadline
 from hil.errors import HilError, LabError, ProductError
-from hil.guests.os import LinuxGuest
+from hil.guests.linux import LinuxGuest
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.vtd import VtdTables

@@ -15,7 +15,7 @@ from hil.deadline import Deadline, poll
 from hil.errors import DeadlineExceeded, GuestError, HilError, LabError
 from hil.guests.os import GuestOS, SeenFunction
 from hil.pci.address import Address
-from hil.platforms.contract import Machine, MachineState, Template
+from hil.platforms.contract import LetInByConsole, Machine, MachineState, Template
 from hil.transport.base import Result, Transport
 
 
@@ -225,6 +225,8 @@ class Guest:
         if self._ssh is None:
             deadline = self.limit(BOOT, "the SSH server")
             try:
+                if isinstance(self.machine, LetInByConsole):
+                    self.machine.let_in(lambda command: self._typed(command, deadline))
                 self._ssh = self.machine.ssh(deadline)
             except DeadlineExceeded as error:
                 raise GuestError(
@@ -233,6 +235,10 @@ class Guest:
                     console=self._tail(),
                 ) from error
         return self._ssh
+
+    def _typed(self, command: Sequence[str], deadline: Deadline) -> str:
+        """What a command prints that is typed at the console."""
+        return self.console.run(command, deadline).check().output
 
     def run(
         self, command: Sequence[str], *, seconds: float = COMMAND, stdin: bytes = b""

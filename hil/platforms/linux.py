@@ -27,7 +27,7 @@ from hil.errors import (
     ProductError,
 )
 from hil.guests.images import GuestImage
-from hil.guests.os import LinuxGuest
+from hil.guests.linux import LinuxGuest
 from hil.iommu.acpi import parse_dmar
 from hil.iommu.faults import FaultRecord, parse_fault_log
 from hil.iommu.memory import CachedMemory, PhysicalMemory

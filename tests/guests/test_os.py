@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hil.errors import GuestError, HilError
-from hil.guests.os import LinuxGuest, SeenFunction, guest_os, parse_interrupts
+from hil.guests.linux import LinuxGuest, parse_interrupts
+from hil.guests.os import SeenFunction, guest_os
 from hil.pci.address import Address
 
 LINUX = LinuxGuest()

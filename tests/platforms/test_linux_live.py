@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hil.errors import LabError
-from hil.guests.os import LinuxGuest
+from hil.guests.linux import LinuxGuest
 from hil.pci.address import Address
 from hil.platforms.linux import LinuxVfio, parse_survey
 from hil.transport.local import LocalTransport

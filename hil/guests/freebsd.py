@@ -1,0 +1,185 @@
+"""FreeBSD guests: what its base tools are asked, and what they answer.
+
+Scripts are sh(1)'s; nothing but the base system is used.
+"""
+
+from __future__ import annotations
+
+import re
+
+from hil.errors import GuestError, HilError, LabError
+from hil.guests.os import GuestOS, SeenFunction
+from hil.pci.address import Address
+from hil.platforms.freebsd_pci import parse_pciconf
+from hil.platforms.freebsd_text import parse_vmstat
+
+#: In the buffer cache, that is in memory; gone with the guest, whose disk is a copy.
+_TEXT = "/tmp/hil-text"  # noqa: S108
+
+# The name of a function's driver and unit; a network interface has the same, but for these.
+_NAME = r"""
+name=$(pciconf -l "$1" | sed -e 's/@.*//' -e 's/^mlx5_core/mce/' -e 's/^mlx4_core/mlxen/')
+"""
+_DISK = r"""
+unit=${name#nvme}
+for disk in "/dev/nda$unit" "/dev/nvd$unit"; do
+    if [ -e "$disk" ]; then echo "$disk"; break; fi
+done
+"""
+
+_LET_IN = r"""
+for interface in $(ifconfig -l); do
+    if ifconfig "$interface" | grep -q "ether $1"; then break; fi
+done
+ifconfig "$interface" inet "$2" up || exit
+if ! sockstat -4 -l -p "$4" | grep -q sshd; then
+    umask 077
+    rm -f /var/run/hil_key /var/run/hil_key.pub
+    echo "$3" >/var/run/hil_authorized_keys
+    ssh-keygen -q -t ed25519 -N '' -f /var/run/hil_key || exit
+    /usr/sbin/sshd -f /dev/null -p "$4" -h /var/run/hil_key \
+        -o PidFile=/var/run/hil_sshd.pid -o AuthorizedKeysFile=/var/run/hil_authorized_keys \
+        -o PermitRootLogin=prohibit-password -o UseDNS=no || exit
+fi
+cat /var/run/hil_key.pub
+"""
+
+
+def _script(script: str, *arguments: object) -> list[str]:
+    return ["sh", "-c", script, "hil", *map(str, arguments)]
+
+
+class FreebsdGuest(GuestOS):
+    """FreeBSD 12 and later; earlier ones lack ``devctl reset``."""
+
+    name = "freebsd"
+    login_prompt = r"login: ?$"
+
+    def power_off(self) -> list[str]:
+        return ["shutdown", "-p", "now"]
+
+    def reboot(self) -> list[str]:
+        return ["shutdown", "-r", "now"]
+
+    def crash(self) -> list[str]:
+        return ["sysctl", "debug.kdb.panic=1"]
+
+    def triple_fault(self) -> list[str]:
+        raise LabError(
+            "FreeBSD's base system has no command that ends a CPU by a triple fault",
+            hint="use a Linux guest for this test",
+        )
+
+    def let_in(self, mac: str, address: str, key: str, port: int) -> list[str]:
+        return _script(_LET_IN, mac, address, key, port)
+
+    def boot_id(self) -> list[str]:
+        return ["sysctl", "-n", "kern.boottime"]
+
+    def list_functions(self) -> list[str]:
+        return ["pciconf", "-l"]
+
+    def parse_functions(self, text: str) -> tuple[SeenFunction, ...]:
+        try:
+            entries = parse_pciconf(text)
+        except HilError as error:
+            raise GuestError(
+                "the guest lists its PCI functions in no known form", seen=error.seen
+            ) from error
+        return tuple(SeenFunction(e.address, e.vendor, e.device, e.driver) for e in entries)
+
+    def interfaces(self, address: Address) -> list[str]:
+        script = _NAME + "\nifconfig -l | tr ' ' '\\n' | grep -x -- \"$name\"\ntrue"
+        return _script(script, address.selector)
+
+    def disks(self, address: Address) -> list[str]:
+        script = f"{_NAME}\ncase $name in nvme*) ;; *) exit 0 ;; esac\n{_DISK}"
+        return _script(script, address.selector)
+
+    def work(self, address: Address) -> list[str]:
+        # ping floods no multicast address; a broadcast one needs no answer and no ARP.
+        script = f"""
+        {_NAME}
+        echo working
+        case $name in
+        nvme*)
+            disk=$({_DISK})
+            while dd if="$disk" of=/dev/null bs=1m 2>/dev/null; do :; done
+            ;;
+        *)
+            ifconfig "$name" inet 198.18.200.10/24 alias up
+            exec ping -q -n -f 198.18.200.255
+            ;;
+        esac
+        """
+        return _script(script, address.selector)
+
+    def list_interrupts(self, address: Address) -> list[str]:
+        return _script('pciconf -l "$1" && vmstat -ia', address.selector)
+
+    def parse_interrupts(self, text: str) -> dict[str, int]:
+        return parse_interrupts(text)
+
+    def hold_text(self) -> list[str]:
+        return ["sh", "-c", f"cat > {_TEXT}"]
+
+    def drop_text(self) -> list[str]:
+        return ["rm", "-f", _TEXT]
+
+    def link_up(self, interface: str) -> list[str]:
+        return ["ifconfig", interface, "up"]
+
+    def hardware_address(self, interface: str) -> list[str]:
+        return _script("ifconfig \"$1\" | sed -n 's/^[[:space:]]*ether //p'", interface)
+
+    def received_frames(self, interface: str) -> list[str]:
+        # Name Mtu Network Address Ipkts …: the second line is the link's own.
+        script = "netstat -n -f link -I \"$1\" | sed -n '2s/  */ /gp' | cut -d ' ' -f 5"
+        return _script(script, interface)
+
+    def configure_interface(self, interface: str, address: str) -> list[str]:
+        return ["ifconfig", interface, "inet", address, "alias", "up"]
+
+    def remove_address(self, interface: str, address: str) -> list[str]:
+        return ["ifconfig", interface, "inet", address.partition("/")[0], "-alias"]
+
+    def ping(self, destination: str, *, size: int, pattern: bytes = b"") -> list[str]:
+        command = ["ping", "-n", "-c", "1", "-t", "5", "-s", str(size), "-D"]
+        if pattern:
+            command += ["-p", pattern[:16].hex()]
+        return [*command, destination]
+
+    def reset_function(self, address: Address) -> list[str]:
+        return ["devctl", "reset", "-d", address.selector]
+
+    def before_saving(self) -> str:
+        raise LabError("FreeBSD guests cannot be saved: bhyve is built without snapshots")
+
+    def after_continuing(self, name: str, now: float) -> str:  # noqa: ARG002 - never so far
+        raise LabError(f"{name} cannot continue a saved guest: bhyve is built without snapshots")
+
+
+def parse_interrupts(text: str) -> dict[str, int]:
+    """Counts of a function's interrupts: its line of ``pciconf -l``, then ``vmstat -ia``.
+
+    Keys are the line's source and name (``irq35 em0:rxq0``).  Lines belong to the function
+    whose driver and unit they begin with.
+
+    Raises:
+        GuestError: it is neither.
+    """
+    first, _, rest = text.partition("\n")
+    owner = re.match(r"(\S+)@pci", first)
+    if owner is None:
+        raise GuestError("the guest lists its interrupts in no known form", seen=first[:300])
+    try:
+        lines = parse_vmstat(rest)
+    except HilError as error:
+        raise GuestError(
+            "the guest lists its interrupts in no known form", seen=error.seen
+        ) from error
+    return {
+        f"{line.source} {line.name}".strip(): line.total
+        for line in lines
+        if line.name.partition(":")[0] == owner[1]
+    }

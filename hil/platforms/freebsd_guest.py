@@ -1,0 +1,629 @@
+"""A guest under bhyve on a FreeBSD host.
+
+All that a guest needs on the host is made, held and taken back by one *keeper*, a shell at the
+far end of one SSH channel.  When that channel closes, for whatever reason, the keeper kills
+bhyve, destroys the virtual machine and removes what it made, last first.  As vmrun.sh does
+(share/examples/bhyve/vmrun.sh), it loads and starts the guest again when bhyve ends with
+status 0, which is how a guest restarts.
+
+bhyve assigns the devices when it starts and would run the guest at once; it is started with a
+debug port and told to wait (``-G w…``), so that a prepared guest has its devices and has run
+nothing.  A debugger that connects and leaves lets it run (usr.sbin/bhyve/gdb.c).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hil import events
+from hil.console.log import ConsoleLog
+from hil.deadline import Deadline, poll
+from hil.errors import GuestError, HilError, InventoryError, LabError, ProductError
+from hil.guests.images import GuestImage, Loader
+from hil.guests.os import GuestOS, guest_os
+from hil.iommu.memory import PhysicalMemory
+from hil.iommu.tables import Tables, Translation
+from hil.pci.address import Address
+from hil.platforms.contract import GuestSpec, MachineState, Template
+from hil.transport import keys
+from hil.transport.base import ByteStream, Transport
+from hil.transport.quoting import quote
+
+#: Slots of PCI bus 0, of 32: what every guest has, and where passed functions begin.
+_HOST_BRIDGE, _NETWORK, _DISK, _RANDOM, FIRST_SLOT, _LPC = 0, 3, 4, 5, 8, 31
+#: VM_MAX_NAMELEN of releases before 13 (sys/amd64/include/vmm.h), with its NUL.
+_NAME_LIMIT = 31
+#: Names of our virtual machines begin so: what a dead run left is told by it.
+PREFIX = "hil-"
+#: Port of the SSH server that we start in a guest, beside any that its image has.
+SSH_PORT = 2222
+_PAGE = 4096
+SEARCH_LIMIT = 1000
+
+_numbers = itertools.count(secrets.randbelow(16000))
+
+# Standard input is the lifeline: a line, or its end however it comes, ends the guest.
+# ``made`` counts what was made, so that no more than that is taken back.
+_HEAD = r"""
+trap '' HUP PIPE
+say() { printf '\nhil: %s\n' "$*"; }
+stop= child= made=0
+trap 'stop=1; [ -z "$child" ] || kill -9 "$child"' TERM
+exec 3<&0 </dev/null
+run() {
+    "$@" 3<&- 4<&- &
+    child=$!
+    say "pid $child"
+    [ -z "$stop" ] || kill -9 "$child"
+    wait "$child"
+    status=$?
+    [ -z "$stop" ] || wait "$child"
+    child=
+}
+"""
+
+# Opening a tty waits for a carrier, which the pair's other end gives while it is open.  clocal:
+# no hang-up between the loader's end and bhyve's start.
+_HOLD_CONSOLE = r"""
+sleep 60 <>"$console"A 3<&- &
+opener=$!
+exec 4<>"$console"B
+stty raw -echo clocal <&4
+kill "$opener"
+"""
+
+_CONSOLE = 'cat <"$1" & reader=$!; cat >"$1"; kill "$reader"'
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something made for a guest, and what takes it back; empty: nothing to take back."""
+
+    do: tuple[str, ...]
+    undo: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why bhyve or a loader would not start a guest."""
+
+    message: str
+    hint: str = ""
+
+
+#: Given which program, its status and its words, the meaning.
+Explain = Callable[[str, int, str], Refusal]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A function to be passed."""
+
+    address: Address
+    form: str
+    """As bhyve's ``passthru`` takes it: ``ppt0`` or ``0/5/0``."""
+
+
+@dataclass
+class BhyveMachine:
+    """See :class:`hil.platforms.contract.Machine`.
+
+    Args:
+        host: the host's name.
+        transport: a root shell on it.
+        spec: what to make.
+        image: what it boots from.
+        passed: the functions of ``spec``, as bhyve takes them.
+        directory: where a guest's files go on the host.
+        explain: decodes a refusal.
+        tables: the IOMMU's tables now, and the host's memory: what reads the guest's memory.
+    """
+
+    host: str
+    transport: Transport
+    spec: GuestSpec
+    image: GuestImage
+    passed: Sequence[Passed]
+    directory: str
+    explain: Explain
+    tables: Callable[[Deadline], tuple[Tables, PhysicalMemory]]
+    number: int = field(default_factory=lambda: next(_numbers) % 16000)
+    _keeper: ByteStream | None = field(default=None, init=False)
+    _output: ConsoleLog | None = field(default=None, init=False)
+    _console: ByteStream | None = field(default=None, init=False)
+    _started: bool = field(default=False, init=False)
+    _destroyed: bool = field(default=False, init=False)
+    _host_key: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", self.spec.name):
+            raise LabError(f"{self.spec.name!r} is no name for a guest")
+        if len(self.passed) > _LPC - FIRST_SLOT:
+            raise InventoryError(
+                f"at most {_LPC - FIRST_SLOT} functions can be passed to one guest"
+            )
+
+    @property
+    def vm(self) -> str:
+        """The virtual machine's name: ours by its prefix, and no other run's by its number."""
+        suffix = f"-{self.number:04x}"
+        return PREFIX + self.spec.name[: _NAME_LIMIT - len(PREFIX) - len(suffix)] + suffix
+
+    @property
+    def guest_addresses(self) -> Mapping[Address, Address]:
+        """Where in the guest each passed function stands, by its address on the host."""
+        return {
+            passed.address: Address(0, 0, FIRST_SLOT + index, 0)
+            for index, passed in enumerate(self.passed)
+        }
+
+    # ---- what is made ----------------------------------------------------------------
+
+    @property
+    def files(self) -> str:
+        """Directory of the guest's own files."""
+        return f"{self.directory.rstrip('/')}/{self.vm}"
+
+    @property
+    def disk(self) -> str:
+        """The guest's own copy of its image."""
+        return f"/dev/zvol/{self._clone}" if self.image.snapshot else f"{self.files}/disk"
+
+    @property
+    def _clone(self) -> str:
+        return f"{self.image.snapshot.partition('@')[0]}-{self.vm}"
+
+    @property
+    def _tap(self) -> str:
+        return f"tap{1000 + self.number}"
+
+    @property
+    def _bridge(self) -> str:
+        return f"bridge{1000 + self.number}"
+
+    @property
+    def console_device(self) -> str:
+        """The guest's end of a null-modem pair that bears its name, and so is nobody else's."""
+        return f"/dev/nmdm{self.vm}A"
+
+    @property
+    def mac(self) -> str:
+        """Of the management NIC; a locally administered one."""
+        return f"02:68:69:6c:{self.number >> 8:02x}:{self.number & 0xFF:02x}"
+
+    def address(self, last: int) -> str:
+        """On the guest's own network of four addresses: 1 is the host, 2 the guest."""
+        return f"198.19.{self.number >> 6}.{(self.number & 0x3F) << 2 | last}"
+
+    @property
+    def debug_port(self) -> int:
+        """On the host's loopback."""
+        return 20000 + self.number
+
+    def steps(self) -> tuple[Step, ...]:
+        """What the keeper makes, in this order."""
+        image = self.image
+        steps = [Step(("mkdir", "-p", "-m", "700", self.files), ("rm", "-rf", self.files))]
+        if image.snapshot:
+            steps.append(
+                Step(("zfs", "clone", image.snapshot, self._clone), ("zfs", "destroy", self._clone))
+            )
+        else:
+            steps.append(Step(("cp", image.root, self.disk)))
+        if image.loader is Loader.GRUB:
+            steps.append(self._written("device.map", [f"(hd0) {self.disk}"]))
+            steps.append(self._written("grub.in", self._grub_lines()))
+        # The address is the bridge's: a tap loses its own whenever bhyve closes it.
+        steps += [
+            Step(("ifconfig", self._tap, "create"), ("ifconfig", self._tap, "destroy")),
+            Step(("ifconfig", self._tap, "description", self.vm)),
+            Step(("ifconfig", self._bridge, "create"), ("ifconfig", self._bridge, "destroy")),
+            Step(("ifconfig", self._bridge, "description", self.vm)),
+            Step(("ifconfig", self._bridge, "addm", self._tap, "up")),
+            Step(("ifconfig", self._bridge, "inet", f"{self.address(1)}/30")),
+        ]
+        return tuple(steps)
+
+    def _written(self, name: str, lines: Iterable[str]) -> Step:
+        path = f"{self.files}/{name}"
+        script = 'path=$1; shift; printf "%s\\n" "$@" >"$path"'
+        return Step(("sh", "-c", script, "hil", path, *lines))
+
+    def _grub_lines(self) -> list[str]:
+        """What is typed at grub-bhyve's prompt; ``(host)`` is the host's file system."""
+        image = self.image
+        if not image.kernel:
+            return []
+        words = " ".join(["console=ttyS0", *image.arguments, *self.spec.arguments])
+        lines = [f"linux (host){image.kernel} {words}"]
+        if image.initrd:
+            lines.append(f"initrd (host){image.initrd}")
+        return [*lines, "boot"]
+
+    @property
+    def _memory(self) -> str:
+        return f"{self.spec.memory >> 20}M"
+
+    def loader_command(self) -> list[str]:
+        """What loads the guest; empty where bhyve does that itself."""
+        # A passed device writes to the guest's memory whenever it likes: it must stay where it is.
+        wired = ["-S"] if self.passed else []
+        if self.image.loader is Loader.UEFI:
+            return []
+        if self.image.loader is Loader.BHYVELOAD:
+            command = ["bhyveload", *wired, "-m", self._memory, "-c", self.console_device]
+            for word in (*self.image.arguments, *self.spec.arguments):
+                command += ["-e", word]
+            return [*command, "-d", self.disk, self.vm]
+        root = "host" if self.image.kernel else self.image.grub_root
+        command = ["grub-bhyve", *wired, "-m", f"{self.files}/device.map"]
+        command += ["-M", str(self.spec.memory >> 20), "-c", self.console_device, "-r", root]
+        script = 'exec "$@" <"$0"'
+        return ["sh", "-c", script, f"{self.files}/grub.in", *command, self.vm]
+
+    def command(self, *, waiting: bool = False) -> list[str]:
+        """The command line; ``waiting``: hold the guest before its first instruction."""
+        spec = self.spec
+        command = ["bhyve"]
+        if self.passed:
+            command.append("-S")
+        command += ["-A", "-H", "-P", "-c", str(spec.cpus), "-m", self._memory]
+        if self.image.os == "linux":
+            command.append("-w")
+        command += ["-s", f"{_HOST_BRIDGE},hostbridge", "-s", f"{_LPC},lpc"]
+        command += ["-l", f"com1,{self.console_device}"]
+        if self.image.loader is Loader.UEFI:
+            command += ["-l", f"bootrom,{self.image.bootrom}"]
+        command += ["-s", f"{_NETWORK},virtio-net,{self._tap},mac={self.mac}"]
+        command += ["-s", f"{_DISK},virtio-blk,{self.disk}", "-s", f"{_RANDOM},virtio-rnd"]
+        for index, passed in enumerate(self.passed):
+            command += ["-s", f"{FIRST_SLOT + index},passthru,{passed.form}"]
+        if waiting:
+            command += ["-G", f"w127.0.0.1:{self.debug_port}"]
+        return [*command, self.vm]
+
+    def keeper_script(self) -> str:
+        """The shell program that makes, runs and takes back; see the module."""
+        steps = self.steps()
+        destroy = quote(["bhyvectl", f"--vm={self.vm}", "--destroy"])
+        exists = quote(["test", "-e", f"/dev/vmm/{self.vm}"])
+        lines = [_HEAD, f"console={quote([self.console_device[:-1]])}"]
+        for number, step in enumerate(steps):
+            lines.append(f"[ $made -eq {number} ] && {quote(step.do)} && made={number + 1}")
+        lines += [
+            f"if [ $made -eq {len(steps)} ]; then",
+            _HOLD_CONSOLE,
+            "say ready",
+            'read -r word <&3; [ "$word" = go ] || stop=1',
+            '( read -r _ <&3; kill -TERM "$$" ) 4<&- &',
+            "watcher=$!",
+            f"start() {{ run {quote(self.command(waiting=True))}; }}",
+            'while [ -z "$stop" ]; do',
+            f"    if {exists}; then {destroy}; fi",
+            f"    {quote(['ifconfig', self._tap, 'up'])}",
+        ]
+        if self.loader_command():
+            lines += [
+                f"    run {quote(self.loader_command())}",
+                '    [ -z "$stop" ] || break',
+                '    [ "$status" -eq 0 ] || { say "loader $status"; break; }',
+            ]
+        lines += [
+            "    start",
+            '    [ -z "$stop" ] || break',
+            '    say "status $status"',
+            '    [ "$status" -eq 0 ] || break',
+            f"    start() {{ run {quote(self.command())}; }}",
+            "done",
+            '[ -n "$stop" ] || wait "$watcher"',
+            "exec 4<&-",
+            f"if {exists}; then {destroy} || {_not_undone(destroy)}; fi",
+            "else say failed; fi",
+        ]
+        for number, step in reversed(list(enumerate(steps))):
+            if step.undo:
+                undo = quote(step.undo)
+                lines.append(f"[ $made -le {number} ] || {undo} || {_not_undone(undo)}")
+        return "\n".join([*lines, "say gone", "exit 0", ""])
+
+    # ---- life ------------------------------------------------------------------------
+
+    def create(self, deadline: Deadline) -> None:
+        """Make all it needs, load it and have bhyve assign its devices; leave nothing if refused.
+
+        Raises:
+            ProductError: bhyve or its loader refused, with what that means.
+            LabError: what a guest needs could not be made.
+        """
+        try:
+            self._keeper = self.transport.open_stream(
+                ["sh", "-c", self.keeper_script()], deadline=deadline
+            )
+            self._output = ConsoleLog(f"{self.spec.name} bhyve", self._keeper)
+            self._wait_until(lambda: self._said("ready"), "what it needs", deadline)
+            # Read from before the loader starts: a pair keeps less than 2 KiB.
+            self._console = self.transport.open_stream(
+                ["sh", "-c", _CONSOLE, "hil", f"{self.console_device[:-1]}B"], deadline=deadline
+            )
+            self._keeper.write(b"go\n")
+            self._wait_until(lambda: self._waits(deadline), "bhyve", deadline)
+        except BaseException:
+            with contextlib.suppress(HilError):
+                self.destroy(Deadline(30, f"the clean-up of guest {self.spec.name}"))
+            raise
+        events.emit(events.PhaseReached(self.spec.name, "created"))
+
+    def _wait_until(self, come: Callable[[], bool], what: str, deadline: Deadline) -> None:
+        poll(
+            lambda: come() or self._over or self._ended() is not None,
+            deadline.within(120, f"{what} of guest {self.spec.name}"),
+            last_seen=self.failure,
+        )
+        if not come():
+            raise self._refused()
+
+    def _waits(self, deadline: Deadline) -> bool:
+        """Whether bhyve waits at its debug port: it opens that after assigning the devices."""
+        command = ["sockstat", "-4", "-l", "-p", str(self.debug_port)]
+        listening = self.transport.run(command, deadline=deadline).stdout
+        return f"127.0.0.1:{self.debug_port} " in listening
+
+    def _refused(self) -> HilError:
+        seen = self.failure()
+        ended = self._ended()
+        if ended is None:
+            return LabError(
+                f"what guest {self.spec.name} needs could not be made",
+                host=self.host,
+                seen=seen,
+                hint="see which command failed: a name taken, a full disk, a missing image",
+            )
+        program, status = ended
+        refusal = self.explain(program, status, seen)
+        command = self.command(waiting=True) if program == "bhyve" else self.loader_command()
+        return ProductError(
+            f"{program} refused to start guest {self.spec.name} (status {status}): "
+            f"{refusal.message}",
+            host=self.host,
+            seen=seen,
+            command=command,
+            hint=refusal.hint,
+        )
+
+    def start(self, deadline: Deadline) -> None:
+        """Run the guest's first instruction: a debugger comes and goes."""
+        command = ["nc", "-z", "127.0.0.1", str(self.debug_port)]
+        self.transport.run(command, deadline=deadline).check(hint="is bhyve still there?")
+        self._started = True
+        events.emit(events.PhaseReached(self.spec.name, "started"))
+
+    def save(self, _deadline: Deadline) -> Template:
+        """Not possible: releases are built without bhyve's snapshots."""
+        raise LabError(f"guest {self.spec.name} cannot be saved: bhyve has no snapshots here")
+
+    def state(self, _deadline: Deadline) -> MachineState:
+        """As the hypervisor sees it."""
+        if self._destroyed:
+            return MachineState.DESTROYED
+        ended = self._ended()
+        if ended is None:
+            if self._over:
+                return MachineState.CRASHED
+            return MachineState.RUNNING if self._started else MachineState.PREPARED
+        program, status = ended
+        # 1 is a power-off, and every error that bhyve finds too late for a better one: those
+        # have words (domain of err(3)).  2: all CPUs halted with interrupts off.
+        if program == "bhyve" and (status == 2 or (status == 1 and not self.failure().strip())):
+            return MachineState.STOPPED
+        return MachineState.CRASHED
+
+    @property
+    def restarts(self) -> int:
+        """How often the guest restarted by itself or by :meth:`reset`."""
+        return len(re.findall(r"^hil: status 0\r?$", self._words(), re.MULTILINE))
+
+    def reset(self, deadline: Deadline) -> None:
+        """Press the reset button; the keeper then loads and starts it again."""
+        self._control("--force-reset", deadline)
+
+    def nmi(self, deadline: Deadline) -> None:
+        """Send a non-maskable interrupt."""
+        self._control("--inject-nmi", deadline)
+
+    def _control(self, option: str, deadline: Deadline) -> None:
+        self.transport.run(["bhyvectl", f"--vm={self.vm}", option], deadline=deadline).check()
+
+    def kill(self, deadline: Deadline) -> None:
+        """SIGKILL to bhyve; the virtual machine and its devices stay until :meth:`destroy`."""
+        pids = re.findall(r"^hil: pid (\d+)\r?$", self._words(), re.MULTILINE)
+        if pids and self._ended() is None:
+            self.transport.run(["kill", "-9", pids[-1]], deadline=deadline)
+        poll(
+            lambda: self._ended() is not None or self._over,
+            deadline.within(30, f"the end of bhyve of guest {self.spec.name}"),
+            interval=0.02,
+            last_seen=self.failure,
+        )
+
+    def destroy(self, deadline: Deadline) -> None:
+        """End the guest and free all it held.
+
+        Raises:
+            LabError: something of it could not be taken back, which it names.
+        """
+        if self._destroyed:
+            return
+        self._destroyed = True
+        try:
+            if self._keeper is not None and self._output is not None:
+                with contextlib.suppress(LabError):
+                    self._keeper.write(b"end\n")
+                poll(
+                    lambda: self._over,
+                    deadline.within(60, f"the end of guest {self.spec.name}"),
+                    interval=0.02,
+                    last_seen=self.failure,
+                )
+        finally:
+            for stream in (self._console, self._keeper):
+                if stream is not None:
+                    stream.close()
+            if self._output is not None:
+                self._output.close()
+            events.emit(events.PhaseReached(self.spec.name, "destroyed"))
+        left = re.findall(r"^hil: not undone: (.*?)\r?$", self._words(), re.MULTILINE)
+        if left:
+            raise LabError(
+                f"something of guest {self.spec.name} could not be taken back",
+                host=self.host,
+                seen=self.failure(),
+                hint="finish it by hand: " + "; ".join(left),
+            )
+
+    def failure(self) -> str:
+        """What bhyve and its loader wrote, without the keeper's own lines."""
+        lines = [line for line in self._words().splitlines() if not line.startswith("hil: ")]
+        return "\n".join(line for line in lines if line.strip())[-4000:]
+
+    # ---- ways in ---------------------------------------------------------------------
+
+    def console(self, _deadline: Deadline) -> ByteStream:
+        """The first serial port, read since before the loader started."""
+        if self._console is None:
+            raise LabError(f"guest {self.spec.name} has not been created: it has no console")
+        return self._console
+
+    def let_in(self, at_console: Callable[[Sequence[str]], str]) -> None:
+        """Have an SSH server run in the guest, by what root types at its console."""
+        system: GuestOS = guest_os(self.image.os)
+        command = system.let_in(
+            self.mac, f"{self.address(2)}/30", keys.of_this_run().public, SSH_PORT
+        )
+        said = at_console(command)
+        match = re.search(r"^(ssh-ed25519 \S+)", said, re.MULTILINE)
+        if not match:
+            raise GuestError(
+                f"guest {self.spec.name} started no SSH server",
+                seen=said,
+                hint="its image needs ssh-keygen and sshd, as FreeBSD's base system has",
+            )
+        self._host_key = match[1]
+
+    def ssh(self, deadline: Deadline) -> Transport:
+        """Root in the guest, by way of the host; after :meth:`let_in`."""
+        from hil.transport.ssh import SshTransport
+
+        if not self._host_key:
+            raise LabError(f"guest {self.spec.name} has not been logged in to: it has no SSH yet")
+        jump = self.transport if isinstance(self.transport, SshTransport) else None
+        return SshTransport.connect(
+            self.spec.name,
+            self.address(2),
+            port=SSH_PORT,
+            key=keys.of_this_run().load(),
+            host_key=self._host_key,
+            jump=jump,
+            deadline=deadline,
+        )
+
+    def read_physical(self, address: int, length: int, deadline: Deadline) -> bytes:
+        """Guest physical memory, where the IOMMU's tables of a passed function lead.
+
+        bhyve maps a guest's whole memory for its devices at the guest's own addresses.
+
+        Raises:
+            LabError: no function is passed, or the tables do not map it.
+        """
+        tables, memory = self._view(deadline)
+        requester_id = self.passed[0].address.requester_id
+        parts, end = [], address + length
+        while address < end:
+            size = min(end, (address // _PAGE + 1) * _PAGE) - address
+            where = tables.translate(requester_id, address, False)
+            if not isinstance(where, Translation):
+                raise LabError(
+                    f"guest address {address:#x} of {self.spec.name} is not in the IOMMU's tables",
+                    host=self.host,
+                    seen=where.text,
+                )
+            parts.append(memory.read(where.physical, size))
+            address += size
+        return b"".join(parts)
+
+    def search_physical(self, text: str, deadline: Deadline) -> tuple[int, ...]:
+        """Guest physical addresses where ``text`` stands, at most SEARCH_LIMIT of them."""
+        wanted = text.encode()
+        found: list[int] = []
+        tables, memory = self._view(deadline)
+        tail, tail_at = b"", -1
+        for mapping in tables.mappings(self.passed[0].address.requester_id):
+            start, end = mapping.iova, min(mapping.iova + mapping.length, self._end_of_memory)
+            while start < end and len(found) < SEARCH_LIMIT:
+                size = min(4 << 20, end - start)
+                data = memory.read(mapping.physical + start - mapping.iova, size)
+                before = tail if tail_at == start else b""
+                found += _places(before + data, wanted, start - len(before))
+                tail, tail_at = data[-len(wanted) + 1 :] if len(wanted) > 1 else b"", start + size
+                start += size
+        return tuple(found[:SEARCH_LIMIT])
+
+    @property
+    def _end_of_memory(self) -> int:
+        """Memory above 3 GiB stands at 4 GiB and up (lib/libvmmapi, VM_LOWMEM_LIMIT)."""
+        low = 3 << 30
+        memory = self.spec.memory
+        return memory if memory <= low else (4 << 30) + memory - low
+
+    def _view(self, deadline: Deadline) -> tuple[Tables, PhysicalMemory]:
+        if not self.passed:
+            raise LabError(
+                f"the memory of guest {self.spec.name} cannot be read: no function is passed to it",
+                host=self.host,
+                hint="bhyve shows a guest's memory only through the IOMMU's tables of its devices",
+            )
+        return self.tables(deadline)
+
+    # ---- within ----------------------------------------------------------------------
+
+    def _words(self) -> str:
+        return self._output.text() if self._output is not None else ""
+
+    def _said(self, word: str) -> bool:
+        return re.search(rf"^hil: {word}\r?$", self._words(), re.MULTILINE) is not None
+
+    @property
+    def _over(self) -> bool:
+        """Whether the keeper has taken all back, or is gone."""
+        return self._said("gone") or (self._output is not None and self._output.ended)
+
+    def _ended(self) -> tuple[str, int] | None:
+        """Which program ended for good, and how; ``None`` while it runs or restarts."""
+        found = re.findall(r"^hil: (loader|status) (\d+)\r?$", self._words(), re.MULTILINE)
+        for kind, status in found:
+            if kind == "loader":
+                return self._loader_name, int(status)
+            if status != "0":
+                return "bhyve", int(status)
+        return None
+
+    @property
+    def _loader_name(self) -> str:
+        return "grub-bhyve" if self.image.loader is Loader.GRUB else "bhyveload"
+
+
+def _not_undone(command: str) -> str:
+    return quote(["say", f"not undone: {command}"])
+
+
+def _places(data: bytes, wanted: bytes, start: int) -> list[int]:
+    found: list[int] = []
+    at = data.find(wanted)
+    while at >= 0 and len(found) < SEARCH_LIMIT:
+        found.append(start + at)
+        at = data.find(wanted, at + 1)
+    return found

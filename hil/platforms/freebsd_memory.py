@@ -1,0 +1,191 @@
+"""A FreeBSD host's physical memory, and memory of it that nothing may change.
+
+Base tools only.  ``/dev/mem`` gives root all of memory and every device's registers (mem(4);
+refused at ``kern.securelevel`` 1 and up, and in jails); canary memory is a disk of the kernel's
+own memory (md(4), ``-t malloc``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import struct
+
+from hil.deadline import Deadline
+from hil.errors import LabError
+from hil.iommu.memory import PhysicalMemory
+from hil.transport.base import Transport
+
+PAGE = 4096
+_SECTOR = 512
+_BLOCK = 65536
+_ACPI_HEADER = 36
+#: No firmware has more tables, nor a table as long.
+_ACPI_TABLES, _ACPI_LENGTH = 512, 1 << 20
+
+
+class DevMemory:
+    """A :class:`~hil.iommu.memory.PhysicalMemory` through ``/dev/mem``."""
+
+    def __init__(self, transport: Transport, deadline: Deadline) -> None:
+        self._transport = transport
+        self._deadline = deadline
+
+    def read(self, address: int, length: int) -> bytes:
+        """``length`` bytes at a physical ``address``; LabError if the kernel refuses."""
+        return self._read(address, length, PAGE)
+
+    def registers(self, address: int, length: int) -> bytes:
+        """The same of a device's registers, 8 bytes at a time.
+
+        The kernel copies them to the reader as it copies memory (sys/amd64/amd64/mem.c): so short
+        a piece by one 64-bit access, which remapping units take (VT-d specification 11.2); a
+        long one perhaps byte by byte, which they need not.
+        """
+        return self._read(address, length, 8)
+
+    def _read(self, address: int, length: int, unit: int) -> bytes:
+        first, last = address // unit, (address + length - 1) // unit
+        command = ["dd", "if=/dev/mem", f"bs={unit}", f"skip={first}", f"count={last - first + 1}"]
+        result = self._transport.run(
+            [*command, "status=none"],
+            deadline=self._deadline,
+            limit=(last - first + 1) * unit + 1,
+        )
+        start = address - first * unit
+        data = result.out[start : start + length]
+        if result.status != 0 or len(data) != length:
+            raise LabError(
+                f"physical memory {address:#x}+{length:#x} cannot be read on "
+                f"{self._transport.name}",
+                host=self._transport.name,
+                command=command,
+                seen=result.stderr,
+                hint="root needs /dev/mem: not in a jail, and sysctl kern.securelevel below 1",
+            )
+        return data
+
+
+def acpi_table(memory: PhysicalMemory, root: int, signature: str) -> bytes | None:
+    """The first ACPI table with this signature, ``None`` if the firmware has none.
+
+    Args:
+        memory: the host's.
+        root: address of the root system description pointer, ``sysctl -n machdep.acpi_root``.
+        signature: ``DMAR``, ``IVRS``.
+
+    Raises:
+        LabError: memory cannot be read, or holds no ACPI tables there (ACPI 6.5, 5.2.5 to 5.2.8).
+    """
+    pointer = memory.read(root, _ACPI_HEADER)
+    if pointer[:8] != b"RSD PTR ":
+        raise LabError(f"there are no ACPI tables at {root:#x}", seen=pointer.hex())
+    extended = struct.unpack_from("<Q", pointer, 24)[0] if pointer[15] >= 2 else 0
+    start = extended or struct.unpack_from("<I", pointer, 16)[0]
+    width = 8 if extended else 4
+    for address in _pointers(_table(memory, start), width):
+        if memory.read(address, 4) == signature.encode("ascii"):
+            return _table(memory, address)
+    return None
+
+
+def _pointers(table: bytes, width: int) -> list[int]:
+    body = table[_ACPI_HEADER:][: _ACPI_TABLES * width]
+    return [
+        int.from_bytes(body[at : at + width], "little")
+        for at in range(0, len(body) - width + 1, width)
+    ]
+
+
+def _table(memory: PhysicalMemory, address: int) -> bytes:
+    (length,) = struct.unpack("<I", memory.read(address + 4, 4))
+    if not _ACPI_HEADER <= length <= _ACPI_LENGTH:
+        raise LabError(f"the ACPI table at {address:#x} says that it has {length} bytes")
+    return memory.read(address, length)
+
+
+class MdCanary:
+    """A malloc-backed md(4) disk; see :class:`hil.platforms.contract.Canary`.
+
+    Made by :meth:`fill`.  Copies of one 64 KiB block, whose every 8 bytes carry a random tag and
+    their own offset, so that a stray write shows wherever it lands.
+    """
+
+    def __init__(self, transport: Transport, disk: str, block: bytes, blocks: int) -> None:
+        self._transport = transport
+        self._disk = disk
+        self._block = block
+        self._blocks = blocks
+
+    @classmethod
+    def fill(cls, transport: Transport, size: int, deadline: Deadline) -> MdCanary:
+        """``size`` bytes (rounded up to 64 KiB) of the kernel's memory."""
+        blocks = max(1, -(-size // _BLOCK))
+        tag = secrets.randbits(48)
+        block = b"".join(struct.pack("<Q", tag << 16 | at) for at in range(_BLOCK // 8))
+        command = ["mdconfig", "-a", "-t", "malloc", "-o", "reserve"]
+        made = transport.run([*command, "-s", f"{blocks * _BLOCK >> 10}k"], deadline=deadline)
+        name = made.check(hint="has the host so much free memory?").stdout.strip()
+        if not re.fullmatch(r"md\d{1,6}", name):
+            raise LabError("canary memory could not be made", host=transport.name, seen=name)
+        canary = cls(transport, name, block, blocks)
+        try:
+            canary._write(0, block * blocks, _BLOCK, deadline)
+        except BaseException:
+            canary.close(Deadline(20, f"the end of {name}"))
+            raise
+        return canary
+
+    def changes(self, deadline: Deadline) -> tuple[str, ...]:
+        """One line for each changed page, with its first wrong byte."""
+        whole = self._block * self._blocks
+        script = 'dd if="$1" bs=65536 status=none | sha256 -q'
+        command = ["sh", "-c", script, "hil", f"/dev/{self._disk}"]
+        seen = self._transport.run(command, deadline=deadline).check().stdout.strip()
+        if seen == hashlib.sha256(whole).hexdigest():
+            return ()
+        return _changes(whole, self._read(0, len(whole), _BLOCK, deadline)) or (
+            f"its sum was {seen} and it then read right",
+        )
+
+    def spoil(self, offset: int, data: bytes, deadline: Deadline) -> None:
+        """Change it on purpose."""
+        first, last = offset // _SECTOR, (offset + len(data) - 1) // _SECTOR
+        sectors = bytearray(self._read(first, (last - first + 1) * _SECTOR, _SECTOR, deadline))
+        start = offset - first * _SECTOR
+        sectors[start : start + len(data)] = data
+        self._write(first, bytes(sectors), _SECTOR, deadline)
+
+    def close(self, deadline: Deadline) -> None:
+        """Free the memory."""
+        self._transport.run(["mdconfig", "-d", "-u", self._disk], deadline=deadline).check()
+
+    def _read(self, first: int, length: int, unit: int, deadline: Deadline) -> bytes:
+        command = ["dd", f"if=/dev/{self._disk}", f"bs={unit}", f"skip={first}"]
+        command += [f"count={length // unit}", "status=none"]
+        return self._transport.run(command, deadline=deadline, limit=length + 1).check().out
+
+    def _write(self, first: int, data: bytes, unit: int, deadline: Deadline) -> None:
+        command = ["dd", f"of=/dev/{self._disk}", f"obs={unit}", f"oseek={first}"]
+        command += ["conv=notrunc", "status=none"]
+        self._transport.run(command, stdin=data, deadline=deadline).check()
+
+
+def _changes(expected: bytes, seen: bytes) -> tuple[str, ...]:
+    """One line for each page that differs, with its first wrong byte."""
+    changes = []
+    for at in range(0, len(expected), PAGE):
+        was, now = expected[at : at + PAGE], seen[at : at + PAGE]
+        if was != now:
+            index = next(
+                (n for n, pair in enumerate(zip(was, now, strict=False)) if pair[0] != pair[1]),
+                None,
+            )
+            changes.append(
+                f"page {at // PAGE} cannot be read"
+                if index is None
+                else f"page {at // PAGE}: byte {at + index:#x} was {was[index]:#04x} "
+                f"and is {now[index]:#04x}"
+            )
+    return tuple(changes)
