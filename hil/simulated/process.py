@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,24 +21,20 @@ from hil.simulated.errno import Errno, SimError
 if TYPE_CHECKING:
     from hil.simulated.files import Files
 
-SIGHUP, SIGINT, SIGQUIT, SIGKILL, SIGPIPE, SIGTERM = (
-    int(number)
-    for number in (
-        signal.SIGHUP,
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGKILL,
-        signal.SIGPIPE,
-        signal.SIGTERM,
-    )
-)
-#: FreeBSD's numbers where Linux has others (sys/sys/signal.h).
+SIGHUP, SIGINT, SIGQUIT, SIGABRT, SIGKILL, SIGPIPE, SIGTERM = 1, 2, 3, 6, 9, 13, 15
+#: FreeBSD's numbers (sys/sys/signal.h).
 SIGNALS: Mapping[str, int] = {
     "HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "EMT": 7, "FPE": 8,
     "KILL": 9, "BUS": 10, "SEGV": 11, "SYS": 12, "PIPE": 13, "ALRM": 14, "TERM": 15,
     "URG": 16, "STOP": 17, "TSTP": 18, "CONT": 19, "CHLD": 20, "TTIN": 21, "TTOU": 22,
     "IO": 23, "XCPU": 24, "XFSZ": 25, "VTALRM": 26, "PROF": 27, "WINCH": 28, "INFO": 29,
     "USR1": 30, "USR2": 31,
+}  # fmt: skip
+#: What strsignal(3) says of those that a shell tells of (lib/libc/gen/siglist.c).
+SIGNAL_TEXTS: Mapping[int, str] = {
+    1: "Hangup", 3: "Quit", 4: "Illegal instruction", 6: "Abort trap",
+    8: "Floating point exception", 9: "Killed", 10: "Bus error", 11: "Segmentation fault",
+    12: "Bad system call", 14: "Alarm clock", 15: "Terminated",
 }  # fmt: skip
 #: What does nothing unless it is caught.
 _HARMLESS = frozenset({0, 16, 17, 18, 19, 20, 21, 22, 23, 28, 29})
@@ -137,7 +132,11 @@ class Process:
         self.handlers: dict[int, Callable[[int], None]] = {}
         #: The exit status, once it has ended: 128 + number if by a signal.
         self.status: int | None = None
+        #: The signal that ended it, or 0.
+        self.killed_by = 0
         self.ended = threading.Condition()
+        #: Called once as it ends, before its files are closed.
+        self.on_end: Callable[[], None] = lambda: None
         self._pending: list[int] = []
         self._blocked: threading.Condition | None = None
         self._elsewhere = 0
@@ -258,6 +257,7 @@ class Process:
         fatal = number == SIGKILL or (number not in self.handlers and number not in _HARMLESS)
         if fatal and self._elsewhere:
             # Its thread runs a child that it waits for: the child goes on, it does not.
+            self.killed_by = number
             self.end(128 + number)
             return
         self._pending.append(number)
@@ -273,6 +273,7 @@ class Process:
                 return
             self.status = status
         self.system.processes.pop(self.pid, None)
+        self.on_end()
         for descriptor in list(self.files):
             with contextlib.suppress(SimError, Killed):
                 self.close(descriptor)
@@ -329,6 +330,7 @@ def execute(process: Process, body: Command) -> int:
     except Exit as end:
         status = end.status
     except Killed as end:
+        process.killed_by = process.killed_by or end.number
         status = 128 + end.number
     except SimError as error:
         # What the command itself did not expect: as err(3) would tell.
@@ -363,6 +365,8 @@ class System:
         self.commands = dict(commands)
         self.files = files
         self.machine = machine
+        #: What the commands that speak of devices and settings ask: the machine's kernel.
+        self.kernel: Any = getattr(machine, "kernel", machine)
         self.processes: dict[int, Process] = {}
         self.booted = time.time()
         self._pids = itertools.count(700)
