@@ -476,7 +476,7 @@ class DeviceTree:
 
 _DEVICE = re.compile(r"( *)([A-Za-z_][^\s:]*)((?: pnpinfo .*| at .*| \((?:disabled|suspended)\))?)")
 _RESOURCE_KIND = re.compile(r" +\S[^:]*:\s*")
-_RANGE = re.compile(r" +(0x[0-9a-f]+|\d+)(?:-(0x[0-9a-f]+|\d+))?\s*", re.ASCII)
+_RANGE = re.compile(r" +(0x[0-9a-f]{1,16}|\d{1,20})(?:-(0x[0-9a-f]{1,16}|\d{1,20}))?\s*", re.ASCII)
 _DBSF = re.compile(r" dbsf=(pci\d+:\d+:\d+:\d+)(?: |$)", re.ASCII)
 
 
@@ -500,8 +500,7 @@ def parse_devinfo(text: str) -> DeviceTree:
         numbers = _RANGE.fullmatch(line)
         if numbers and kind:
             if kind == "Interrupt request lines":
-                first = int(numbers[1], 0)
-                last = int(numbers[2], 0) if numbers[2] else first
+                first, last = _number(numbers[1]), _number(numbers[2] or numbers[1])
                 # Not more than a device can have, whatever the text says.
                 interrupts.setdefault(device, []).extend(range(first, min(last, first + 4095) + 1))
         elif match:
@@ -521,6 +520,10 @@ def parse_devinfo(text: str) -> DeviceTree:
     return DeviceTree(parents, {name: tuple(irqs) for name, irqs in interrupts.items()}, addresses)
 
 
+def _number(text: str) -> int:
+    return int(text, 16 if text.startswith("0x") else 10)
+
+
 def _selector(text: str, line: str) -> Address:
     try:
         return Address.parse(text)
@@ -528,7 +531,7 @@ def _selector(text: str, line: str) -> Address:
         raise unknown("devinfo", line, error.message) from error
 
 
-_TABLE = re.compile(r"\s*([A-Z0-9_!]{4}): Length=(\d+), Revision=.*", re.ASCII)
+_TABLE = re.compile(r"\s*([A-Z0-9_!]{4}): Length=(\d{1,10}), Revision=.*", re.ASCII)
 
 
 def parse_acpi_tables(text: str) -> dict[str, int]:
