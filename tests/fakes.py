@@ -17,6 +17,7 @@ from hil.guests.linux import LinuxGuest
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.vtd import VtdTables
+from hil.journal import LINUX, Journal
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
 from hil.platforms.contract import (
@@ -33,7 +34,9 @@ from hil.platforms.contract import (
     Reservation,
     Template,
 )
+from hil.platforms.linux_undo import KINDS
 from hil.transport.base import OUTPUT_LIMIT, ByteStream, Result, Transport
+from hil.transport.keys import generate
 from tests.console.streams import PtyStream, ScriptedStream
 from tests.iommu.vtd_builder import Image
 
@@ -108,8 +111,17 @@ def function(
 Answer = tuple[int, bytes | str, bytes | str]
 
 
+def changing(command: Sequence[str]) -> Sequence[str]:
+    """The command itself of one that is run together with its entry in a journal."""
+    written = command[:2] == ["sh", "-c"] and "hil: the journal" in command[2]
+    return command[9:] if written else command
+
+
 class FakeTransport:
-    """Answers commands by a function: (command, standard input) to (status, out, err)."""
+    """Answers commands by a function: (command, standard input) to (status, out, err).
+
+    What a journal records together with a command is left out.
+    """
 
     def __init__(
         self,
@@ -132,6 +144,7 @@ class FakeTransport:
         limit: int = OUTPUT_LIMIT,
     ) -> Result:
         deadline.check()
+        command = changing(command)
         self.commands.append(tuple(command))
         status, out, err = self.answer(tuple(command), stdin)
         return Result(tuple(command), status, _bytes(out), _bytes(err), 0.0, self.name)
@@ -175,6 +188,12 @@ class FakeOS(LinuxGuest):
     def triple_fault(self) -> list[str]:
         return ["echo", "triple fault"]
 
+    def before_saving(self) -> str:
+        return "echo about to be saved"
+
+    def after_continuing(self, name: str, now: float) -> str:
+        return f"echo continued as {name}"
+
 
 #: A console that asks for a log-in, again and again, and counts into the file $1.
 SHELL = r"""
@@ -215,7 +234,7 @@ class FakeMachine:
 
     def save(self, deadline: Deadline) -> Template:
         self.at = MachineState.STOPPED
-        return Template(self.spec.image, self.spec.memory, self.spec.cpus, "/saved", "ssh-x AAAA")
+        return Template(self.spec.image, self.spec.memory, self.spec.cpus, "/saved", generate())
 
     def state(self, deadline: Deadline) -> MachineState:
         return self.at
@@ -268,6 +287,8 @@ class FakePlatform(Platform):
 
     name = "fake"
     stub_driver = "stub"
+    dialect = LINUX
+    undo_kinds = KINDS
     domains: Mapping[Phase, Owner] = {
         Phase.BOOT: Owner.HOST,
         Phase.IDLE: Owner.NOBODY,
@@ -280,6 +301,7 @@ class FakePlatform(Platform):
         self.host = "lab1"
         self.fake_transport = FakeTransport()
         self.transport = self.fake_transport
+        self.journal = Journal(self.transport, self.dialect, self.undo_kinds)
         self.known = {f.address: f for f in functions}
         self.log: list[str] = []
         self.machines: list[FakeMachine] = []
@@ -291,6 +313,7 @@ class FakePlatform(Platform):
         """What interrupts and footprint say, in turn; the last for ever."""
         self.canaries: list[FakeCanary] = []
         self.new_stream: Callable[[], ByteStream] = shell
+        self.can: frozenset[Feature] = frozenset()
 
     def _do(self, what: str) -> None:
         self.log.append(what)
@@ -299,7 +322,7 @@ class FakePlatform(Platform):
 
     @property
     def features(self) -> frozenset[Feature]:
-        return frozenset()
+        return self.can
 
     def facts(self, deadline: Deadline) -> HostFacts:
         return HostFacts("FakeOS", "1", "none", "none", 1 << 30, "vt-d", True)

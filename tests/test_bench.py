@@ -11,9 +11,9 @@ from hil.errors import GuestError, InventoryError, LabError, ProductError
 from hil.guests.guest import GuestState
 from hil.lab.models import LabKind
 from hil.pci.address import Address
-from hil.platforms.contract import MachineState, Reservation
+from hil.platforms.contract import Feature, MachineState, Reservation
 from tests.console.streams import ScriptedStream
-from tests.fakes import DISK, NIC, FakePlatform, FakeTransport, function
+from tests.fakes import DISK, NIC, FakeOS, FakePlatform, FakeTransport, function
 
 
 class Lab:
@@ -103,6 +103,56 @@ def test_guests_for_each_device_are_booted(lab: Lab) -> None:
     assert all(guest.state is GuestState.READY for guest in guests)
     assert len({guest.name for guest in guests}) == 2
     assert lab.guests.fresh_each() == {}
+
+
+@pytest.fixture
+def templates(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """The lab, with guests that continue saved ones."""
+    monkeypatch.setattr("hil.bench.guest_os", lambda _: FakeOS())
+    lab.guests.templates = True
+    lab.platform.can = frozenset({Feature.TEMPLATES})
+    return lab
+
+
+def test_one_guest_boots_and_the_others_continue_it(templates: Lab) -> None:
+    first, second = (templates.guests.fresh(device) for device in (templates.nic, templates.disk))
+    booted, *continued = templates.platform.machines
+    assert booted.spec.devices == ()
+    assert booted.spec.template is None
+    assert booted.at is MachineState.DESTROYED
+    assert [machine.spec.devices for machine in continued] == [(NIC,), (DISK,)]
+    (template,) = {machine.spec.template for machine in continued}
+    assert template is not None
+    assert "about to be saved" not in first.console.log.text()
+    assert f"continued as {second.name}" in second.console.log.text()
+
+
+def test_a_guest_booted_cold_serves_all_and_a_continued_one_not(templates: Lab) -> None:
+    continued = templates.guests.shared(templates.nic)
+    assert templates.guests.shared(templates.nic) is continued
+    cold = templates.guests.shared(templates.nic, cold=True)
+    assert cold.machine.spec.template is None
+    assert continued.state is GuestState.DESTROYED
+    assert templates.guests.shared(templates.nic) is cold
+
+
+def test_a_guest_of_another_size_boots(templates: Lab) -> None:
+    guest = templates.guests.fresh(host=templates.host, memory=64 << 20)
+    assert guest.machine.spec.template is None
+
+
+def test_without_the_feature_every_guest_boots(templates: Lab) -> None:
+    templates.platform.can = frozenset()
+    templates.guests.fresh(templates.nic)
+    assert len(templates.platform.machines) == 1
+
+
+def test_a_template_that_cannot_be_made_leaves_no_guest(templates: Lab) -> None:
+    templates.platform.new_stream = lambda: ScriptedStream([b"panic: out of luck\r\n"])
+    with pytest.raises(GuestError):
+        templates.guests.fresh(templates.nic)
+    assert templates.guests.living == ()
+    assert templates.nic.reservation is None
 
 
 def test_a_device_is_reserved_once_and_returned_once(lab: Lab) -> None:

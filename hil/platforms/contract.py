@@ -21,9 +21,11 @@ from hil.deadline import Deadline
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.tables import Tables
+from hil.journal import Dialect, Journal, Kind
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
 from hil.transport.base import ByteStream, Transport
+from hil.transport.keys import KeyPair
 
 
 class Phase(enum.Enum):
@@ -155,8 +157,8 @@ class Template:
     cpus: int
     path: str
     """On the host."""
-    host_key: str
-    """Of its SSH server, as in a ``.pub`` file: all that continue it have the same."""
+    host_key: KeyPair = field(repr=False)
+    """Of its SSH server: all that continue it have the same."""
 
     def fits(self, spec: GuestSpec) -> bool:
         """Whether a guest of this kind could continue it."""
@@ -288,7 +290,7 @@ class Platform(ABC):
     """``linux-vfio``, ``freebsd-bhyve`` …"""
 
     system: str = "linux"
-    """The host's own operating system, as :data:`hil.guests.os.GUEST_SYSTEMS` names them."""
+    """The host's own operating system, as :func:`hil.guests.os.guest_os` takes it."""
 
     host: str
     """The host's name in the inventory."""
@@ -309,6 +311,16 @@ class Platform(ABC):
 
     stub_driver: str
     """Name of the driver that holds a reserved function."""
+
+    dialect: Dialect
+    """The base tools and folders of the host's journal and leases."""
+
+    undo_kinds: tuple[Kind, ...]
+    """How each change that the adapter makes to a host is undone.  ``address`` is one of them:
+    interface and address with its prefix length."""
+
+    journal: Journal
+    """Where it records each change before it makes it."""
 
     # facts
     @abstractmethod

@@ -15,7 +15,9 @@ from hil.console.log import ConsoleLog
 from hil.deadline import Deadline, poll
 from hil.errors import LabError, ProductError
 from hil.guests.images import GuestImage
+from hil.journal import Entry, Journal, Undo
 from hil.pci.address import Address
+from hil.platforms import linux_undo
 from hil.platforms.contract import GuestSpec, MachineState, Template
 from hil.qmp import Monitor
 from hil.transport import keys
@@ -25,6 +27,7 @@ from hil.transport.sockets import socket_pair_for
 #: Bus 0, device 16 and up, is where passed functions go: above all that q35 puts there.
 FIRST_SLOT = 0x10
 SEARCH_LIMIT = 1000
+_STATUS = re.compile(r"^hil: status (\d+)\r?$", re.MULTILINE)
 
 # stdin is the lifeline: its end, however it comes, ends QEMU.
 _KEEPER = r"""
@@ -40,6 +43,7 @@ keeper=$!
 wait "$qemu"
 status=$?
 rm -rf "$directory"
+rmdir "${directory%/*}" 2>/dev/null
 echo "hil: status $status"
 kill -9 "$keeper" 2>/dev/null
 exit 0
@@ -66,7 +70,13 @@ class QemuMachine:
     """See :class:`hil.platforms.contract.Machine`."""
 
     def __init__(
-        self, host: str, transport: Transport, spec: GuestSpec, image: GuestImage, directory: str
+        self,
+        host: str,
+        transport: Transport,
+        spec: GuestSpec,
+        image: GuestImage,
+        directory: str,
+        journal: Journal,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", spec.name):
             raise LabError(f"{spec.name!r} is no name for a guest")
@@ -75,10 +85,12 @@ class QemuMachine:
         self._transport = transport
         self._image = image
         self._directory = f"{directory.rstrip('/')}/{spec.name}"
+        self._journal = journal
+        self._entry: Entry | None = None
         self._keeper: ByteStream | None = None
         self._output: ConsoleLog | None = None
         self._monitor: Monitor | None = None
-        self._host_key = keys.generate()
+        self._host_key = spec.template.host_key if spec.template else keys.generate()
         self._destroyed = False
 
     @property
@@ -97,9 +109,12 @@ class QemuMachine:
         Raises:
             ProductError: QEMU ended by itself, with what it wrote.
         """
-        self._transport.run(
-            ["mkdir", "-p", "-m", "700", self._directory], deadline=deadline
-        ).check()
+        self._entry, result = self._journal.change(
+            Undo(linux_undo.GUEST.name, (self._directory,)),
+            ["mkdir", "-p", "-m", "700", self._directory],
+            deadline=deadline,
+        )
+        result.check()
         private = self._host_key.private.encode("ascii")
         self._transport.put(private, f"{self._directory}/host_key", deadline=deadline, mode=0o600)
         command = ["sh", "-c", _KEEPER, "hil", self._directory, *self.command()]
@@ -209,12 +224,16 @@ class QemuMachine:
         """Stop it and keep its state in a file, in memory, that only root can read."""
         folder = f"{self._directory.rpartition('/')[0]}-templates"
         path = f"{folder}/{self.spec.image}"
-        self._transport.run(["mkdir", "-p", "-m", "700", folder], deadline=deadline).check()
+        self._journal.change(
+            Undo(linux_undo.FOLDER.name, (folder,)),
+            ["mkdir", "-p", "-m", "700", folder],
+            deadline=deadline,
+        )[1].check()
         self._qmp().execute("stop", deadline)
         self._qmp().execute("migrate", deadline, uri=f"file:{path}")
         self._wait_for_migration("the guest cannot be saved", deadline)
         spec = self.spec
-        return Template(spec.image, spec.memory, spec.cpus, path, self._host_key.public)
+        return Template(spec.image, spec.memory, spec.cpus, path, self._host_key)
 
     def _wait_for_migration(self, failure: str, deadline: Deadline) -> None:
         def ended() -> bool:
@@ -248,6 +267,9 @@ class QemuMachine:
         if self._keeper is not None and self._ended() is None:
             with contextlib.suppress(LabError):
                 self.kill(deadline)
+        # Told by the keeper after it has removed the folder; else the journal's end looks.
+        if self._entry is not None and _STATUS.search(self._words()):
+            self._journal.forget(self._entry)
         if self._monitor is not None:
             self._monitor.close()
         if self._keeper is not None:
@@ -273,13 +295,12 @@ class QemuMachine:
         from hil.transport.ssh import SshTransport
 
         jump = self._transport if isinstance(self._transport, SshTransport) else None
-        template = self.spec.template
         return SshTransport.connect(
             self.spec.name,
             "127.0.0.1",
             port=self._management_port(deadline),
             key=keys.of_this_run().load(),
-            host_key=self._host_key.public if template is None else template.host_key,
+            host_key=self._host_key.public,
             jump=jump,
             deadline=deadline,
         )
@@ -320,7 +341,7 @@ class QemuMachine:
         return self._output.text() if self._output is not None else ""
 
     def _ended(self) -> int | None:
-        match = re.search(r"^hil: status (\d+)\r?$", self._words(), re.MULTILINE)
+        match = _STATUS.search(self._words())
         if match:
             return int(match[1])
         if self._output is not None and self._output.ended:

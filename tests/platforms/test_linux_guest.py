@@ -15,10 +15,13 @@ import pytest
 from hil.deadline import poll
 from hil.errors import LabError
 from hil.guests.images import GuestImage
+from hil.journal import LINUX, Journal
 from hil.pci.address import Address
-from hil.platforms.contract import GuestSpec, MachineState
+from hil.platforms.contract import GuestSpec, MachineState, Template
 from hil.platforms.linux_guest import _KEEPER, QemuMachine
+from hil.platforms.linux_undo import KINDS
 from hil.transport.base import ByteStream
+from hil.transport.keys import generate
 from hil.transport.local import LocalTransport
 from tests.fakes import DISK, NIC, FakeTransport, soon
 
@@ -28,7 +31,9 @@ IMAGE = GuestImage("linux", "linux", "/i/root", "/i/kernel", "/i/initrd", ("quie
 def machine(**changes: object) -> QemuMachine:
     fields: dict[str, object] = {"name": "g1", "image": "linux", "devices": (NIC, DISK)}
     spec = GuestSpec(**(fields | changes))  # type: ignore[arg-type]
-    return QemuMachine("lab1", FakeTransport(), spec, IMAGE, "/run/hil/")
+    transport = FakeTransport()
+    journal = Journal(transport, LINUX, KINDS)
+    return QemuMachine("lab1", transport, spec, IMAGE, "/run/hil/", journal)
 
 
 def options(command: list[str], name: str) -> list[str]:
@@ -71,6 +76,15 @@ def test_each_device_stands_where_the_machine_says() -> None:
     assert len(slots) == len(set(slots)) == 5
 
 
+def test_one_that_continues_another_waits_for_its_state_and_has_its_key() -> None:
+    template = Template("linux", 256 << 20, 1, "/run/hil-templates/linux", generate())
+    made = machine(template=template)
+    assert options(made.command(), "-incoming") == ["defer"]
+    assert "-incoming" not in machine().command()
+    assert made._host_key == template.host_key != machine()._host_key
+    assert "PRIVATE" not in repr(template)
+
+
 def test_no_key_of_a_private_kind_is_on_the_command_line() -> None:
     assert "PRIVATE" not in " ".join(machine().command())
 
@@ -106,15 +120,19 @@ class Started:
         self.directory = directory
         self.text = ""
         self.read_until("I am QEMU")
-        match = re.search(r"^hil: pid (\d+)$", self.text, re.MULTILINE)
-        assert match
+        # QEMU and its keeper speak in either order.
+        while not (match := re.search(r"^hil: pid (\d+)\n", self.text, re.MULTILINE)):
+            self.read_more()
         self.pid = int(match[1])
 
     def read_until(self, words: str) -> None:
         while words not in self.text:
-            chunk = self.stream.read()
-            assert chunk, self.text
-            self.text += chunk.decode()
+            self.read_more()
+
+    def read_more(self) -> None:
+        chunk = self.stream.read()
+        assert chunk, self.text
+        self.text += chunk.decode()
 
 
 @pytest.fixture
@@ -174,6 +192,7 @@ def test_bytes_on_the_lifeline_mean_nothing(started: Started) -> None:
 RUN = """
 import sys
 from hil.deadline import Deadline
+from hil.transport.keys import generate
 from hil.transport.local import LocalTransport
 stream = LocalTransport().open_stream(sys.argv[1:], deadline=Deadline(20, "x"))
 while data := stream.read():
