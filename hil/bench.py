@@ -18,6 +18,7 @@ from hil.deadline import Deadline
 from hil.errors import HilError, InventoryError, LabError
 from hil.guests.guest import Guest, GuestState
 from hil.guests.os import GuestOS, guest_os
+from hil.journal import Entry, Undo
 from hil.lab.models import LabKind
 from hil.pci.address import Address
 from hil.platforms.contract import (
@@ -70,26 +71,34 @@ class Peer:
     interface: str
     address: str
     """IPv4 address that suites give it, ``198.18.N.1`` (RFC 2544)."""
-    configured: bool = field(default=False, init=False)
+    _entry: Entry | None = field(default=None, init=False)
+    """In the host's journal, while the interface has the address."""
 
     def configure(self) -> None:
         """Give the interface its address, beside those it has."""
-        self._run(self._system.configure_interface(self.interface, f"{self.address}/24"))
-        self.configured = True
+        address = f"{self.address}/24"
+        command = self._system.configure_interface(self.interface, address)
+        platform = self.host.platform
+        if self._entry is not None:
+            result = platform.transport.run(command, deadline=self._limit())
+        else:
+            self._entry, result = platform.journal.change(
+                Undo("address", (self.interface, address)), command, deadline=self._limit()
+            )
+        result.check()
 
     def restore(self) -> None:
         """Take the address away again."""
-        if self.configured:
-            self._run(self._system.remove_address(self.interface, f"{self.address}/24"))
-            self.configured = False
+        if self._entry is not None:
+            self.host.platform.journal.undo(self._entry, self._limit())
+            self._entry = None
 
     @property
     def _system(self) -> GuestOS:
         return guest_os(self.host.platform.system)
 
-    def _run(self, command: Sequence[str]) -> None:
-        deadline = self.host.limit(20, f"the address of {self.interface}")
-        self.host.platform.transport.run(command, deadline=deadline).check()
+    def _limit(self) -> Deadline:
+        return self.host.limit(20, f"the address of {self.interface}")
 
     def address_for(self, index: int) -> str:
         """An address on the same link for the ``index``-th guest, with its prefix length."""

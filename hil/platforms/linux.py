@@ -33,8 +33,10 @@ from hil.iommu.faults import FaultRecord, parse_fault_log
 from hil.iommu.memory import CachedMemory, PhysicalMemory
 from hil.iommu.registers import DrhdRegisters
 from hil.iommu.tables import Tables
+from hil.journal import LINUX, Entry, Journal, Undo, card_of
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
+from hil.platforms import linux_undo
 from hil.platforms.contract import (
     Bar,
     Canary,
@@ -112,21 +114,16 @@ if [ -n "$2" ]; then echo default > "$d/reset_method"; fi
 exit "$status"
 """
 
-# Opening a VFIO group is exclusive: EBUSY tells that a guest holds it (vfio.rst).
-_HELD = r"""
-g=$(readlink "/sys/bus/pci/devices/$1/iommu_group") || exit 1
-g=/dev/vfio/${g##*/}
-[ -e "$g" ] || exit 1
-if ( : <> "$g" ) 2>/dev/null; then exit 1; fi
-exit 0
-"""
-
-
+# $1 the run's folder, $2 its id: other runs may come and go.
 _FOOTPRINT = r"""
-echo "guests $(find /proc/[0-9]*/exe -lname '*/qemu-system-*' 2>/dev/null | wc -l)"
+n=0
+for p in $(find /proc/[0-9]*/exe -lname '*/qemu-system-*' 2>/dev/null); do
+    ! tr '\0' '\n' < "${p%/exe}/cmdline" 2>/dev/null | grep -q -F -e "path=$1/" || n=$((n + 1))
+done
+echo "guests $n"
 echo "files $(find "$1" -mindepth 1 2>/dev/null | wc -l)"
 echo "groups $(ls /dev/vfio 2>/dev/null | grep -c '^[0-9]')"
-echo "canaries $(find /dev/shm -maxdepth 1 -name 'hil-canary.*' | wc -l)"
+echo "canaries $(find /dev/shm -maxdepth 1 -name "hil-canary.$2.*" | wc -l)"
 sed -n -e 's/^Mlocked: *\([0-9]*\) kB/locked_kib \1/p' \
     -e 's/^HugePages_Total: */huge_pages /p' /proc/meminfo
 """
@@ -140,13 +137,18 @@ class LinuxVfio(Platform):
         transport: a root shell on it.
         images: the guest images it has.
         out_of_band: for an emulated host, the way to its memory that does not need it.
-        directory: where guests' sockets go on the host; made when needed.
+        directory: where guests' sockets go on the host, in a folder of the run; made when
+            needed.
         features: what else this host can do.
         python: whether to use Python 3 on the host where it has it.
+        journal: where changes to the host are recorded; by default one of its own.
+        shared: whether other runs use the host at the same time.
     """
 
     name = "linux-vfio"
     stub_driver = STUB
+    dialect = LINUX
+    undo_kinds = linux_undo.KINDS
     #: VFIO leaves a function in its host-owned default domain until a guest claims the
     #: group, and puts it back there when the guest is gone (drivers/iommu/iommu.c,
     #: iommu_group_claim_dma_owner and __iommu_group_set_core_domain).
@@ -168,12 +170,18 @@ class LinuxVfio(Platform):
         directory: str = "/run/hil",
         features: Iterable[Feature] = (),
         python: bool = True,
+        journal: Journal | None = None,
+        shared: bool = False,
     ) -> None:
         self.host = host
         self.transport = transport
+        self.journal = journal or Journal(transport, self.dialect, self.undo_kinds)
         self.images = {image.name: image for image in images}
         self._out_of_band = out_of_band
-        self._directory = directory
+        self._directory = f"{directory.rstrip('/')}/{self.journal.run}"
+        self._shared = shared
+        self._taken: dict[Address, Entry] = {}
+        self._made_vfs: dict[Address, Entry] = {}
         self._agent_tried = not python
         self._running_agent: Agent | None = None
         self._more_features = frozenset(features)
@@ -311,7 +319,7 @@ class LinuxVfio(Platform):
         with events.step(f"reserve {', '.join(map(str, addresses))} on {self.host}"):
             try:
                 for function in chosen:
-                    self._bind(function.address, STUB, deadline)
+                    self._take(function, deadline)
             except HilError:
                 self.give_back(reservation, deadline)
                 raise
@@ -332,6 +340,8 @@ class LinuxVfio(Platform):
                     self._bind(
                         address, reservation.previous_drivers.get(address, _UNKNOWN), deadline
                     )
+                    if entry := self._taken.pop(address, None):
+                        self.journal.forget(entry)
                 except HilError as error:
                     failures.append(error)
             if failures:
@@ -385,14 +395,43 @@ class LinuxVfio(Platform):
                 hint="functions of one group travel together: name them all in the device",
             )
 
-    def _bind(self, address: Address, driver: str | None, deadline: Deadline) -> None:
+    def _take(self, function: Function, deadline: Deadline) -> None:
+        """Bind to the stub, the way back being recorded where it is known."""
+        address = function.address
+        undo = None
+        if not function.reserved and address not in self._taken:
+            undo = Undo(linux_undo.DRIVER.name, (str(address), function.driver or "none"))
+        self._bind(address, STUB, deadline, undo, card_of(function.physical_function or address))
+
+    def _bind(
+        self,
+        address: Address,
+        driver: str | None,
+        deadline: Deadline,
+        undo: Undo | None = None,
+        guard: str = "",
+    ) -> None:
         """Bind to ``driver``; ``None`` leaves the choice to the kernel, as at boot."""
         override = STUB if driver == STUB else ""
         agent = self._agent(deadline)
         if agent is not None:
-            now, error = agent.ask("bind", deadline, address=str(address), override=override)
+            ask = functools.partial(
+                agent.ask, "bind", deadline, address=str(address), override=override
+            )
+            if undo is None:
+                now, error = ask()
+            else:
+                self._taken[address], (now, error) = self.journal.change_by(
+                    undo, lambda record: ask(record=record), guard=guard
+                )
         else:
-            result = self._script(_BIND, address, override, deadline=deadline)
+            command = ["sh", "-c", _BIND, "hil", str(address), override]
+            if undo is None:
+                result = self.transport.run(command, deadline=deadline)
+            else:
+                self._taken[address], result = self.journal.change(
+                    undo, command, deadline=deadline, guard=guard
+                )
             now, error = result.stdout.strip().rpartition("/")[2], result.stderr
         if error or (driver != _UNKNOWN and (now or None) != driver):
             raise ProductError(
@@ -406,7 +445,7 @@ class LinuxVfio(Platform):
         agent = self._agent(deadline)
         if agent is not None:
             return bool(agent.ask("held", deadline, address=str(address)))
-        return self._script(_HELD, address, deadline=deadline).status == 0
+        return self._script(linux_undo.HELD, address, deadline=deadline).status == 0
 
     def create_vfs(self, address: Address, count: int, deadline: Deadline) -> tuple[Address, ...]:
         with events.step(f"create {count} VFs of {address} on {self.host}"):
@@ -415,7 +454,13 @@ class LinuxVfio(Platform):
                 self._link_up(interface, deadline)
             try:
                 script = 'echo "$2" > "/sys/bus/pci/devices/$1/sriov_numvfs"'
-                self._sh(script, address, count, deadline=deadline)
+                self._made_vfs[address], result = self.journal.change(
+                    Undo(linux_undo.VFS.name, (str(address),)),
+                    ["sh", "-c", script, "hil", str(address), str(count)],
+                    deadline=deadline,
+                    guard=card_of(address),
+                )
+                result.check()
                 # igb answers no VF that it has given no address.
                 for interface in self.function(address, deadline).interfaces:
                     for index in range(count):
@@ -423,15 +468,22 @@ class LinuxVfio(Platform):
                         command = ["ip", "link", "set", interface, "vf", str(index), "mac", mac]
                         self.transport.run(command, deadline=deadline).check()
             except CommandError as error:
+                self._unmake_vfs(address, deadline)
                 raise ProductError(
                     f"{address} did not make {count} VFs", host=self.host, seen=error.seen
                 ) from error
         made = self.function(address, deadline).virtual_functions
         if len(made) != count:
+            self._unmake_vfs(address, deadline)
             raise ProductError(
                 f"{address} was to make {count} VFs and has {len(made)}", host=self.host
             )
         return made
+
+    def _unmake_vfs(self, address: Address, deadline: Deadline) -> None:
+        # What cannot be undone now stays in the journal, which tries again and says so.
+        with contextlib.suppress(LabError):
+            self.journal.undo(self._made_vfs.pop(address), deadline)
 
     def _link_up(self, interface: str, deadline: Deadline) -> None:
         """Bring an interface up; a cable that is not plugged in is waited for in vain."""
@@ -453,6 +505,8 @@ class LinuxVfio(Platform):
                 )
         with events.step(f"remove the VFs of {address} on {self.host}"):
             self._sh('echo 0 > "/sys/bus/pci/devices/$1/sriov_numvfs"', address, deadline=deadline)
+            if entry := self._made_vfs.pop(address, None):
+                self.journal.forget(entry)
 
     # ---- guests ------------------------------------------------------------------
 
@@ -464,7 +518,7 @@ class LinuxVfio(Platform):
                 host=self.host,
                 hint=f"it has: {', '.join(sorted(self.images)) or 'none'}",
             )
-        machine = QemuMachine(self.host, self.transport, spec, image, self._directory)
+        machine = QemuMachine(self.host, self.transport, spec, image, self._directory, self.journal)
         with events.step(f"create guest {spec.name} on {self.host}"):
             machine.create(deadline)
         return machine
@@ -517,7 +571,7 @@ class LinuxVfio(Platform):
         return KcoreMemory(self.transport, deadline)
 
     def canary(self, size: int, deadline: Deadline) -> Canary:
-        return FileCanary.fill(self.transport, size, deadline)
+        return FileCanary.fill(self.transport, self.journal, size, deadline)
 
     def interrupts(self, address: Address, deadline: Deadline) -> Mapping[str, int]:
         system = LinuxGuest()
@@ -527,11 +581,15 @@ class LinuxVfio(Platform):
     def footprint(self, deadline: Deadline) -> Mapping[str, int]:
         agent = self._agent(deadline)
         if agent is not None:
-            counts: dict[str, int] = agent.ask("footprint", deadline, directory=self._directory)
+            counts: dict[str, int] = agent.ask(
+                "footprint", deadline, directory=self._directory, run=self.journal.run
+            )
         else:
-            text = self._sh(_FOOTPRINT, self._directory, deadline=deadline)
+            text = self._sh(_FOOTPRINT, self._directory, self.journal.run, deadline=deadline)
             pairs = (line.split() for line in text.splitlines())
             counts = {key: int(value) for key, value in pairs}
+        if self._shared:
+            return {name: counts[name] for name in ("guests", "files", "canaries")}
         if Feature.TABLES in self.features:
             entries = list(self.tables(deadline).entries())
             counts["table entries"] = len(entries)

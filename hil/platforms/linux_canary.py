@@ -11,7 +11,8 @@ import secrets
 import struct
 
 from hil.deadline import Deadline
-from hil.errors import LabError
+from hil.journal import Entry, Journal, Undo
+from hil.platforms.linux_undo import FOLDER
 from hil.transport.base import Transport
 
 PAGE = 4096
@@ -20,12 +21,10 @@ _BLOCK = 65536
 _FILL = r"""
 set -e
 umask 077
-d=$(mktemp -d /dev/shm/hil-canary.XXXXXXXX)
-cat > "$d/block"
+mkdir "$1"
+cat > "$1/block"
 i=0
-: > "$d/memory"
-while [ "$i" -lt "$1" ]; do cat "$d/block"; i=$((i + 1)); done > "$d/memory"
-echo "$d"
+while [ "$i" -lt "$2" ]; do cat "$1/block"; i=$((i + 1)); done > "$1/memory"
 """
 
 # cmp(1) prints "offset octal octal" of each differing byte, offsets from 1.
@@ -44,24 +43,34 @@ while [ "$i" -lt "$2" ]; do cat "$1/block"; i=$((i + 1)); done | cmp -l - "$1/me
 class FileCanary:
     """Filled with :meth:`fill`; see :class:`hil.platforms.contract.Canary`."""
 
-    def __init__(self, transport: Transport, directory: str, blocks: int) -> None:
+    def __init__(
+        self, transport: Transport, journal: Journal, entry: Entry, directory: str, blocks: int
+    ) -> None:
         self._transport = transport
+        self._journal = journal
+        self._entry = entry
         self._directory = directory
         self._blocks = blocks
 
     @classmethod
-    def fill(cls, transport: Transport, size: int, deadline: Deadline) -> FileCanary:
+    def fill(
+        cls, transport: Transport, journal: Journal, size: int, deadline: Deadline
+    ) -> FileCanary:
         """``size`` bytes (rounded up to 64 KiB) of the host's memory."""
         blocks = max(1, -(-size // _BLOCK))
         tag = secrets.randbits(48)
         block = b"".join(struct.pack("<Q", tag << 16 | at) for at in range(_BLOCK // 8))
-        result = transport.run(
-            ["sh", "-c", _FILL, "hil", str(blocks)], stdin=block, deadline=deadline
-        ).check(hint="is there room in /dev/shm?")
-        directory = result.stdout.strip()
-        if not re.fullmatch(r"/dev/shm/hil-canary\.\w+", directory):  # noqa: S108 - tmpfs, by mktemp
-            raise LabError("canary memory could not be made", seen=result.stdout)
-        return cls(transport, directory, blocks)
+        directory = f"/dev/shm/hil-canary.{journal.run}.{secrets.token_hex(4)}"  # noqa: S108 - tmpfs
+        entry, result = journal.change(
+            Undo(FOLDER.name, (directory,)),
+            ["sh", "-c", _FILL, "hil", directory, str(blocks)],
+            stdin=block,
+            deadline=deadline,
+        )
+        if result.status != 0:
+            journal.undo(entry, deadline)
+            result.check(hint="is there room in /dev/shm?")
+        return cls(transport, journal, entry, directory, blocks)
 
     def changes(self, deadline: Deadline) -> tuple[str, ...]:
         """One line for each changed page, with its first wrong byte."""
@@ -79,6 +88,7 @@ class FileCanary:
     def close(self, deadline: Deadline) -> None:
         """Free the memory."""
         self._transport.run(["rm", "-rf", self._directory], deadline=deadline).check()
+        self._journal.forget(self._entry)
 
 
 def parse_changes(text: str) -> tuple[str, ...]:

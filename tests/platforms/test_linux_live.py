@@ -70,8 +70,10 @@ def test_interrupts_can_be_asked_of_every_function(host: LinuxVfio) -> None:
 def test_the_footprint_counts_a_guest_s_files(tmp_path: Path, python: bool) -> None:
     host = LinuxVfio("here", LocalTransport("here"), directory=str(tmp_path), python=python)
     before = host.footprint(soon())
-    (tmp_path / "guest").mkdir()
-    (tmp_path / "guest" / "monitor").write_text("")
+    folder = tmp_path / host.journal.run / "guest"
+    folder.mkdir(parents=True)
+    (folder / "monitor").write_text("")
+    (tmp_path / "another run").mkdir()
     after = host.footprint(soon())
     assert set(before) == {"guests", "files", "groups", "canaries", "locked_kib", "huge_pages"}
     assert (before["files"], after["files"]) == (0, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hil.errors import LabError
+from hil.journal import LINUX, Journal
 from hil.platforms.linux_canary import FileCanary, parse_changes
 from hil.platforms.linux_memory import (
     KcoreMemory,
@@ -18,6 +20,8 @@ from hil.platforms.linux_memory import (
     parse_core_headers,
     read_device_memory,
 )
+from hil.platforms.linux_undo import KINDS
+from hil.transport.base import Transport
 from hil.transport.local import LocalTransport
 from tests.fakes import Answer, FakeTransport, soon
 
@@ -127,11 +131,16 @@ def test_no_line_of_the_check_is_lost(text: str) -> None:
     assert len(parse_changes(text)) == sum(bool(line.strip()) for line in text.splitlines())
 
 
+def fill(transport: Transport, folder: Path, size: int) -> FileCanary:
+    dialect = replace(LINUX, journal=str(folder / "journal"), leases=str(folder / "leases"))
+    return FileCanary.fill(transport, Journal(transport, dialect, KINDS), size, soon())
+
+
 @pytest.fixture
-def canary() -> Iterator[FileCanary]:
+def canary(tmp_path: Path) -> Iterator[FileCanary]:
     if not Path("/dev/shm").is_dir():
         pytest.skip("no /dev/shm")
-    made = FileCanary.fill(LocalTransport(), 200_000, soon())
+    made = fill(LocalTransport(), tmp_path, 200_000)
     yield made
     made.close(soon())
 
@@ -157,18 +166,22 @@ def test_a_canary_sees_that_it_was_cut_or_removed(canary: FileCanary) -> None:
     assert canary.changes(soon())
 
 
-def test_a_closed_canary_leaves_nothing() -> None:
-    made = FileCanary.fill(LocalTransport(), 1, soon())
+def test_a_closed_canary_leaves_nothing(tmp_path: Path) -> None:
+    made = fill(LocalTransport(), tmp_path, 1)
     directory = Path(made._directory)
     assert directory.is_dir()
+    assert len(made._journal.outstanding) == 1
     made.close(soon())
     assert not directory.exists()
+    assert not made._journal.outstanding
 
 
-def test_a_host_without_room_is_the_lab_s() -> None:
-    transport = FakeTransport(lambda _c, _s: (1, "", "cat: write error: No space left on device"))
+def test_a_host_without_room_is_the_lab_s_and_keeps_nothing(tmp_path: Path) -> None:
+    transport = FakeTransport(
+        lambda command, _: (command[3] == "hil" and "cat" in command[2], "", "No space left")
+    )
     with pytest.raises(LabError) as caught:
-        FileCanary.fill(transport, 1 << 20, soon())
+        fill(transport, tmp_path, 1 << 20)
     assert "/dev/shm" in caught.value.hint
-    with pytest.raises(LabError, match="could not be made"):
-        FileCanary.fill(FakeTransport(lambda _c, _s: (0, "/etc\n", "")), 1 << 20, soon())
+    made, undone = transport.commands
+    assert made[4] in undone

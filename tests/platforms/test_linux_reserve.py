@@ -9,7 +9,7 @@ import pytest
 
 from hil.errors import InventoryError, LabError, ProductError
 from hil.pci.address import Address
-from hil.platforms import linux
+from hil.platforms import linux, linux_undo
 from hil.platforms.contract import GuestSpec
 from hil.platforms.linux import LinuxVfio
 from tests.fakes import Answer, FakeTransport, config, soon
@@ -50,7 +50,7 @@ class Sysfs:
         scripts: dict[str, Callable[..., Answer]] = {
             linux._SURVEY: self.survey,
             linux._BIND: self.bind,
-            linux._HELD: lambda name: (0 if name in self.held else 1, "", ""),
+            linux_undo.HELD: lambda name: (0 if name in self.held else 1, "", ""),
         }
         if script in scripts:
             return scripts[script](*arguments)

@@ -173,8 +173,9 @@ def test_the_far_end_is_joined_and_waited_for() -> None:
         return 0, "eth0\n", ""
 
     assert nic.join(guest(answer), device) is peer
-    assert peer.configured
+    assert [entry.undo.kind for entry in peer.host.platform.journal.outstanding] == ["address"]
     peer.restore()
+    assert not peer.host.platform.journal.outstanding
     device.peer = None
     with pytest.raises(LabError, match="has no peer"):
         nic.join(guest(answer), device)

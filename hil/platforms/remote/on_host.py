@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 SYSFS = "/sys/bus/pci/devices/"
 TEXTS = ("vendor", "device", "resource", "reset_method", "sriov_totalvfs")
@@ -85,8 +85,8 @@ def driver_of(address: str) -> str:
         return ""
 
 
-def write(path: str, text: str) -> None:
-    with open(path, "w") as file:
+def write(path: str, text: str, mode: str = "w") -> None:
+    with open(path, mode) as file:
         file.write(text)
 
 
@@ -94,14 +94,46 @@ def do_survey(pattern: str) -> str:
     return "\n".join(survey(pattern))
 
 
-def do_bind(address: str, override: str) -> list[str]:
+def begin(record: dict[str, str]) -> str:
+    """Write an entry of the journal as the script of hil.journal does; return its path."""
+    folder = record["folder"]
+    if record["lease"] and not read(record["lease"]):
+        raise OSError("hil: the journal: the leases of this run have lapsed")
+    for name in record["old"].split():
+        try:
+            os.unlink(folder + "/" + name)
+        except FileNotFoundError:
+            continue
+    if not os.path.isdir(folder):
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        os.mkdir(folder, 0o700)
+        sync(os.path.dirname(folder))
+    path = folder + "/" + record["name"]
+    write(path, record["text"] + "\n")
+    sync(path)
+    sync(folder)
+    return path
+
+
+def sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def do_bind(address: str, override: str, record: Optional[dict[str, str]] = None) -> list[str]:
     """The driver afterwards, and what went wrong."""
+    entry = begin(record) if record else ""
     error = ""
     try:
         write(SYSFS + address + "/driver_override", override + "\n")
         if driver_of(address):
             write(SYSFS + address + "/driver/unbind", address)
         write("/sys/bus/pci/drivers_probe", address)
+        if entry:
+            write(entry, "made\n", "a")
     except OSError as problem:
         error = str(problem)
     return [driver_of(address), error]
@@ -117,7 +149,8 @@ def do_held(address: str) -> bool:
     return False
 
 
-def do_footprint(directory: str) -> dict[str, int]:
+def do_footprint(directory: str, run: str) -> dict[str, int]:
+    """Of guests, files and canaries those of the run: others may come and go."""
     memory = {
         match[1]: int(match[2])
         for match in re.finditer(r"(\w+): *(\d+)", read("/proc/meminfo").decode("ascii", "replace"))
@@ -125,7 +158,10 @@ def do_footprint(directory: str) -> dict[str, int]:
     guests = 0
     for path in glob.glob("/proc/[0-9]*/exe"):
         try:
-            guests += "/qemu-system-" in os.readlink(path)
+            if "/qemu-system-" in os.readlink(path):
+                guests += "path=%s/" % directory in read(path[:-3] + "cmdline").decode(
+                    "utf-8", "replace"
+                )
         except OSError:
             continue
     vfio = os.listdir("/dev/vfio") if os.path.isdir("/dev/vfio") else []
@@ -133,7 +169,7 @@ def do_footprint(directory: str) -> dict[str, int]:
         "guests": guests,
         "files": sum(len(names) + len(files) for _, names, files in os.walk(directory)),
         "groups": sum(name.isdigit() for name in vfio),
-        "canaries": len(glob.glob("/dev/shm/hil-canary.*")),
+        "canaries": len(glob.glob("/dev/shm/hil-canary.%s.*" % run)),
         "locked_kib": memory.get("Mlocked", 0),
         "huge_pages": memory.get("HugePages_Total", 0),
     }
