@@ -114,7 +114,7 @@ def _linux_amd(match: re.Match[str]) -> FaultRecord | None:
         requester_id=_requester(where),
         address=int(match["address"], 16),
         reason=None,
-        write=_amd_write(int(match["flags"], 16)),
+        write=amd_write(int(match["flags"], 16)),
         text=_text(match),
         domain=int(where["domain"] or "0", 16),
     )
@@ -136,7 +136,7 @@ def _bhyve_amd(match: re.Match[str]) -> FaultRecord | None:
         requester_id=int(match["sid"], 16),
         address=int(match["address"], 16),
         reason=None,
-        write=_amd_write(int(flags, 16)) if flags else None,
+        write=amd_write(int(flags, 16)) if flags else None,
         text=_text(match),
     )
 
@@ -169,10 +169,11 @@ def _requester(match: re.Match[str]) -> int:
     return bus << 8 | device << 3 | function
 
 
-def _amd_write(flags: int) -> bool | None:
-    """RW (bit 5) of an event's flags; a clear bit means little unless PR (bit 4) is set.
+def amd_write(flags: int) -> bool | None:
+    """Whether a DMA fault was a write, by its event's flags; ``None`` if they do not tell.
 
-    AMD I/O Virtualization Technology Specification 3.08, 2.5.3.
+    RW (bit 5) tells; a clear one means little unless PR (bit 4) is set (AMD I/O
+    Virtualization Technology Specification 3.08, 2.5.3).
     """
     if flags & 0x20:
         return True

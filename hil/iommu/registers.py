@@ -1,6 +1,8 @@
-"""Registers of an Intel DMA remapping unit (DRHD), from their bytes.
+"""Registers of DMA remapping units, from their bytes.
 
-References are to the VT-d specification, revision 4.1, chapter 11.
+References are to the VT-d specification, revision 4.1, chapter 11, for Intel's (DRHD), and to
+the AMD I/O Virtualization Technology specification, 48882, revision 3.10, section 3.4, for
+AMD's (IVHD).
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ import struct
 from dataclasses import dataclass
 
 from hil.errors import LabError
+from hil.iommu.amdvi import AmdviTables
+from hil.iommu.amdvi_log import RECORD_SIZE, Event
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.tables import Unit
@@ -145,3 +149,148 @@ def _record(index: int, low: int, high: int) -> FaultRecord:
         write=write,
         text=f"FRCD[{index}] {high:#018x}:{low:#018x}",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class IvhdRegisters:
+    """An AMD unit's registers at one moment.
+
+    Args:
+        low: the first 64 bytes of its registers (MMIO 0x0 to 0x3f).
+        high: the 40 bytes from MMIO 0x2000 on: pointers and status.
+
+    Raises:
+        LabError: too few bytes, or none that a unit would show.
+    """
+
+    low: bytes
+    high: bytes
+
+    LOW = range(0x40)
+    HIGH = range(0x2000, 0x2028)
+
+    def __post_init__(self) -> None:
+        for data, where in ((self.low, self.LOW), (self.high, self.HIGH)):
+            if len(data) != len(where):
+                raise LabError(
+                    f"{len(data)} bytes of IOMMU registers at {where.start:#x}: "
+                    f"{len(where)} are needed"
+                )
+        if not self.low.strip(b"\0") or not self.low.strip(b"\xff"):
+            raise LabError(
+                "no IOMMU answers at this address",
+                seen=self.low.hex(" "),
+                hint="compare the address with the IVHD's in the ACPI IVRS table",
+            )
+
+    @classmethod
+    def read(cls, registers: PhysicalMemory, base: int) -> IvhdRegisters:
+        """Those of the unit at ``base``, read through ``registers``."""
+        low, high = (
+            registers.read(base + where.start, len(where)) for where in (cls.LOW, cls.HIGH)
+        )
+        return cls(low, high)
+
+    def _register(self, offset: int) -> int:
+        data, start = (self.low, 0) if offset in self.LOW else (self.high, self.HIGH.start)
+        return int.from_bytes(data[offset - start : offset - start + 8], "little")
+
+    @property
+    def device_table(self) -> int:
+        """Device Table Base Address (0x0), its size field included."""
+        return self._register(0x00)
+
+    @property
+    def control(self) -> int:
+        """Control register (0x18)."""
+        return self._register(0x18)
+
+    @property
+    def extended_features(self) -> int:
+        """Extended Feature register (0x30)."""
+        return self._register(0x30)
+
+    @property
+    def translation_enabled(self) -> bool:
+        """Whether the unit does anything (IommuEn)."""
+        return bool(self.control & 1)
+
+    @property
+    def event_log_enabled(self) -> bool:
+        """EventLogEn."""
+        return bool(self.control & 1 << 2)
+
+    @property
+    def event_log(self) -> int:
+        """Physical address of the event log (0x10)."""
+        return self._register(0x10) & (1 << 52) - PAGE_SIZE
+
+    @property
+    def event_log_size(self) -> int:
+        """Bytes of the event log; 0 for a reserved length (0x10, EventLen)."""
+        length = self._register(0x10) >> 56 & 0xF
+        return RECORD_SIZE << length if length >= 8 else 0
+
+    @property
+    def event_head(self) -> int:
+        """Offset of the record that software reads next (0x2010)."""
+        return self._register(0x2010) & 0x7FFF0
+
+    @property
+    def event_tail(self) -> int:
+        """Offset where the unit writes next (0x2018)."""
+        return self._register(0x2018) & 0x7FFF0
+
+    @property
+    def fault_overflow(self) -> bool:
+        """Whether events were lost (Status, 0x2020, EventOverflow)."""
+        return bool(self._register(0x2020) & 1)
+
+    def events(self, memory: PhysicalMemory) -> tuple[Event, ...]:
+        """All records that the log still holds, oldest first, those already read by the host too.
+
+        The ring is read from the tail on, whose next record is the oldest; places never written
+        (code 0) are left out.  So a host that takes its records at once hides none.
+
+        Raises:
+            LabError: the log cannot be read, or has no valid length.
+        """
+        if not self.event_log_enabled:
+            return ()
+        size = self.event_log_size
+        if not size:
+            raise LabError(
+                "AMD-Vi's event log has no valid length",
+                seen=f"event log base register {self._register(0x10):#018x}",
+            )
+        ring = memory.read(self.event_log, size)
+        start = self.event_tail % size
+        ring = ring[start:] + ring[:start]
+        found = (Event.parse(ring[at : at + RECORD_SIZE]) for at in range(0, size, RECORD_SIZE))
+        return tuple(event for event in found if event.code)
+
+    def unit(self, memory: PhysicalMemory, base: int, segment: int = 0) -> Unit:
+        """The unit with its tables, which are read through ``memory``.
+
+        Raises:
+            LabError: translation is on in a way that is not read here.
+        """
+        if not self.translation_enabled:
+            return Unit("ivhd", base, segment, None)
+        segments = self.control >> 34 & 7
+        if segments:
+            raise LabError(
+                f"the IOMMU at {base:#x} has a device table in {1 << segments} segments, "
+                "which are not read here",
+                seen=f"control register {self.control:#018x}, DevTblSegEn = {segments}",
+            )
+        if self._register(0x20) & 1:
+            raise LabError(
+                f"the IOMMU at {base:#x} has an exclusion range, which is not read here",
+                seen=f"exclusion base register {self._register(0x20):#018x}",
+                hint="the firmware's IVMD blocks ask for it",
+            )
+        tables = AmdviTables(
+            memory, self.device_table, extended_features=self.extended_features, unit=base
+        )
+        return Unit("ivhd", base, segment, tables)
