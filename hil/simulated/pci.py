@@ -9,7 +9,7 @@ References: PCI Local Bus Specification 3.0, PCI Express Base Specification 6.0 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -161,25 +161,27 @@ class PciFunction:
         kind: the template of its configuration space (:mod:`hil.simulated.config_data`).
         address: where it is.
         patches: bytes that differ from the template, by offset.
+        writable: masks that differ from the template's, by offset.
     """
 
     #: Whether D0 after D3hot and FLR really reset the device; a lying device keeps its state.
     honest_power_reset = True
 
     def __init__(
-        self, kind: str, address: Address, patches: dict[int, bytes] | None = None
+        self,
+        kind: str,
+        address: Address,
+        patches: Mapping[int, bytes] | None = None,
+        writable: Mapping[int, bytes] | None = None,
     ) -> None:
         self.kind = kind
         self.address = address
         self.fabric: Fabric
         source = template(kind)
-        reset = bytearray(source.reset)
-        for offset, data in (patches or {}).items():
-            reset[offset : offset + len(data)] = data
-        self._reset_bytes = bytes(reset)
-        self._config = reset
-        self._writable = source.writable
-        self._capabilities = dict(self._walk(reset))
+        self._config = _patched(source.reset, patches)
+        self._reset_bytes = bytes(self._config)
+        self._writable = bytes(_patched(source.writable, writable))
+        self._capabilities = dict(self._walk(self._config))
         if PCIE in self._capabilities and address.bus:
             self._make_endpoint()
         self._msix_table = bytearray(16 * self.msix_count)
@@ -485,12 +487,15 @@ class PciFunction:
 
     def _message(self, vector: int) -> tuple[int, int] | None:
         """Where a vector's message goes; ``None``: nowhere, or masked for now."""
-        msix = self.capability(MSIX)
-        if msix and self.peek(msix + 2, 2) & 0x8000:
+        if self.msix_enabled:
             if vector >= self.msix_count:
                 return None
             address, data, masked = self.msix_entry(vector)
-            return None if masked or self.peek(msix + 2, 2) & 0x4000 else (address, data)
+            return (
+                None
+                if masked or self.peek(self.capability(MSIX) + 2, 2) & 0x4000
+                else (address, data)
+            )
         msi = self.capability(MSI)
         if not msi or not self.peek(msi + 2, 2) & 1:
             return None
@@ -505,12 +510,16 @@ class PciFunction:
         return address, data & ~(enabled - 1) | vector
 
     @property
+    def msix_enabled(self) -> bool:
+        """Whether MSI-X is on."""
+        msix = self.capability(MSIX)
+        return bool(msix and self.peek(msix + 2, 2) & 0x8000)
+
+    @property
     def interrupts_enabled(self) -> bool:
         """Whether MSI-X or MSI is on."""
-        msix, msi = self.capability(MSIX), self.capability(MSI)
-        return bool(
-            (msix and self.peek(msix + 2, 2) & 0x8000) or (msi and self.peek(msi + 2, 2) & 1)
-        )
+        msi = self.capability(MSI)
+        return self.msix_enabled or bool(msi and self.peek(msi + 2, 2) & 1)
 
     def send_message(self, vector: int) -> None:
         """Raise a vector: a write to memory, now, or when it is unmasked."""
@@ -550,6 +559,13 @@ class PciFunction:
         for at, size in self.fabric.resolve(self, address, len(data), write=True):
             self.fabric.memory.write(at, data[position : position + size])
             position += size
+
+
+def _patched(data: bytes, patches: Mapping[int, bytes] | None) -> bytearray:
+    result = bytearray(data)
+    for offset, piece in (patches or {}).items():
+        result[offset : offset + len(piece)] = piece
+    return result
 
 
 class RootPort(PciFunction):
