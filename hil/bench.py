@@ -77,7 +77,7 @@ class Peer:
     def configure(self) -> None:
         """Give the interface its address, beside those it has."""
         address = f"{self.address}/24"
-        command = self._system.configure_interface(self.interface, address)
+        command = self.system.configure_interface(self.interface, address)
         platform = self.host.platform
         if self._entry is not None:
             result = platform.transport.run(command, deadline=self._limit())
@@ -94,7 +94,8 @@ class Peer:
             self._entry = None
 
     @property
-    def _system(self) -> GuestOS:
+    def system(self) -> GuestOS:
+        """What the host's own operating system is asked."""
         return guest_os(self.host.platform.system)
 
     def _limit(self) -> Deadline:

@@ -10,8 +10,10 @@ import re
 from hil.errors import GuestError, HilError, LabError
 from hil.guests.os import GuestOS, SeenFunction
 from hil.pci.address import Address
+from hil.platforms.contract import Bar
 from hil.platforms.freebsd_pci import parse_pciconf
 from hil.platforms.freebsd_text import parse_vmstat
+from hil.transport.quoting import quote
 
 #: In the buffer cache, that is in memory; gone with the guest, whose disk is a copy.
 _TEXT = "/tmp/hil-text"  # noqa: S108
@@ -43,6 +45,48 @@ if ! sockstat -4 -l -p "$4" | grep -q sshd; then
 fi
 cat /var/run/hil_key.pub
 """
+
+
+# A broadcast needs no answer and no ARP; its network is nobody's (RFC 2544).
+_ANNOUNCE = r"""
+ifconfig "$1" inet 198.18.201.1/24 alias up || exit
+ping -q -n -c 3 -i 0.1 -t 1 198.18.201.255 >/dev/null
+ifconfig "$1" inet 198.18.201.1 -alias
+"""
+
+_FLOOD = r"""
+ifconfig "$1" inet 198.18.202.1/24 alias up || exit
+to=198.18.202.2
+case $2 in
+ff:ff:ff:ff:ff:ff) to=198.18.202.255 ;;
+*) arp -S "$to" "$2" >/dev/null || exit ;;
+esac
+echo ready
+ping -q -n -i 0.0005 -s 1400 -p "$3" "$to" >/dev/null 2>&1 &
+flood=$!
+cat >/dev/null
+kill "$flood"
+arp -d "$to" >/dev/null 2>&1
+ifconfig "$1" inet 198.18.202.1 -alias
+"""
+
+# Memory decoding may be off while ppt has the function for nobody.
+_REGISTER = r"""
+command=$(pciconf -r -h "$1" 4) || exit
+pciconf -w -h "$1" 4 $((0x${command} | 2)) || exit
+status=0
+if [ -n "$4" ]; then
+    printf "$4" | dd of=/dev/mem bs="$3" seek="$2" conv=notrunc status=none || status=1
+fi
+dd if=/dev/mem bs="$3" skip="$2" count=1 status=none | od -A n -t "u$3" || status=1
+pciconf -w -h "$1" 4 $((0x${command}))
+exit "$status"
+"""
+
+
+def _octal(data: bytes) -> str:
+    """As printf(1) takes any bytes."""
+    return "".join(f"\\{byte:03o}" for byte in data)
 
 
 def _script(script: str, *arguments: object) -> list[str]:
@@ -136,6 +180,42 @@ class FreebsdGuest(GuestOS):
         # Name Mtu Network Address Ipkts …: the second line is the link's own.
         script = "netstat -n -f link -I \"$1\" | sed -n '2s/  */ /gp' | cut -d ' ' -f 5"
         return _script(script, interface)
+
+    def sent_frames(self, interface: str) -> list[str]:
+        script = "netstat -n -f link -I \"$1\" | sed -n '2s/  */ /gp' | cut -d ' ' -f 8"
+        return _script(script, interface)
+
+    def announce(self, interface: str) -> list[str]:
+        return _script(_ANNOUNCE, interface)
+
+    def flood(self, interface: str, mac: str, payload: bytes) -> list[str]:
+        return _script(_FLOOD, interface, mac, payload[:16].hex())
+
+    def lie(self, interface: str, address: str) -> list[str]:
+        raise LabError(
+            "FreeBSD's base system has no tool that answers echoes wrongly",
+            seen=f"asked for {address} on {interface}",
+        )
+
+    def register(
+        self, address: Address, bar: Bar, offset: int, width: int, value: int | None = None
+    ) -> list[str]:
+        place = bar.address + offset
+        if place % width:
+            raise LabError(f"register {offset:#x} of {address} is not aligned to its width")
+        data = "" if value is None else _octal(value.to_bytes(width, "little"))
+        return _script(_REGISTER, address.selector, place // width, width, data)
+
+    def disk_write(self, disk: str, block: int, number: int) -> list[str]:
+        # What comes from a pipe is gathered into whole blocks where ibs and obs differ (dd(1)).
+        return ["dd", f"of={disk}", "ibs=512", f"obs={block}", f"seek={number}", "status=none"]
+
+    def disk_read(self, disk: str, block: int, number: int, count: int) -> list[str]:
+        command = ["dd", f"if={disk}", f"bs={block}", f"skip={number}", f"count={count}"]
+        return [*command, "status=none"]
+
+    def disk_digest(self, disk: str, block: int, number: int, count: int) -> list[str]:
+        return ["sh", "-c", f"{quote(self.disk_read(disk, block, number, count))} | sha256"]
 
     def configure_interface(self, interface: str, address: str) -> list[str]:
         return ["ifconfig", interface, "inet", address, "alias", "up"]

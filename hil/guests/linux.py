@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.resources import files
 
 from hil.errors import GuestError
 from hil.guests.os import GuestOS, SeenFunction
 from hil.pci.address import Address
+from hil.platforms.contract import Bar
+from hil.transport.quoting import quote
 
 #: On tmpfs: in memory, and gone with the guest.
 _TEXT = "/dev/shm/hil-text"  # noqa: S108
@@ -131,6 +134,38 @@ class LinuxGuest(GuestOS):
     def received_frames(self, interface: str) -> list[str]:
         return ["cat", f"/sys/class/net/{interface}/statistics/rx_packets"]
 
+    def sent_frames(self, interface: str) -> list[str]:
+        return ["cat", f"/sys/class/net/{interface}/statistics/tx_packets"]
+
+    def announce(self, interface: str) -> list[str]:
+        # Multicast leaves by the named interface, whatever the host's routes say: an address
+        # of the same host at the far end would be short-cut within the kernel.
+        script = 'ip link set "$1" up && ping -6 -n -c 3 -i 0.2 -W 1 -I "$1" ff02::1 >/dev/null'
+        return ["sh", "-c", script, "hil", interface]
+
+    def flood(self, interface: str, mac: str, payload: bytes) -> list[str]:
+        return _program("on_peer_blast.py", interface, mac, payload.hex())
+
+    def lie(self, interface: str, address: str) -> list[str]:
+        return _program("on_peer_liar.py", interface, address)
+
+    def register(
+        self, address: Address, bar: Bar, offset: int, width: int, value: int | None = None
+    ) -> list[str]:
+        more = [] if value is None else [value]
+        return _program("on_registers.py", address, bar.index, offset, width, *more)
+
+    def disk_write(self, disk: str, block: int, number: int) -> list[str]:
+        command = ["dd", f"of={disk}", f"bs={block}", f"seek={number}", "iflag=fullblock"]
+        return [*command, "oflag=direct", "conv=notrunc", "status=none"]
+
+    def disk_read(self, disk: str, block: int, number: int, count: int) -> list[str]:
+        command = ["dd", f"if={disk}", f"bs={block}", f"skip={number}", f"count={count}"]
+        return [*command, "iflag=direct", "status=none"]
+
+    def disk_digest(self, disk: str, block: int, number: int, count: int) -> list[str]:
+        return ["sh", "-c", f"{quote(self.disk_read(disk, block, number, count))} | sha256sum"]
+
     def configure_interface(self, interface: str, address: str) -> list[str]:
         script = 'ip link set "$1" up && ip addr replace "$2" dev "$1"'
         return ["sh", "-c", script, "hil", interface, address]
@@ -168,6 +203,12 @@ class LinuxGuest(GuestOS):
             f"hostname {shlex.quote(name)}; date -s @{now:.0f} >/dev/null;"
             " echo 1 > /sys/bus/pci/rescan"
         )
+
+
+def _program(name: str, *arguments: object) -> list[str]:
+    """One of hil's programs for Python 3, sent as text."""
+    code = files("hil.probes.remote").joinpath(name).read_text("utf-8")
+    return ["python3", "-u", "-c", code, *map(str, arguments)]
 
 
 def parse_interrupts(text: str) -> dict[str, int]:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from hil.pci.address import Address
+from hil.platforms.contract import Bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,55 @@ class GuestOS(ABC):
     @abstractmethod
     def received_frames(self, interface: str) -> list[str]:
         """Prints how many frames the interface has received."""
+
+    @abstractmethod
+    def sent_frames(self, interface: str) -> list[str]:
+        """Prints how many frames the interface has sent."""
+
+    @abstractmethod
+    def announce(self, interface: str) -> list[str]:
+        """Send a few frames to everybody by this interface, whatever the routes say."""
+
+    @abstractmethod
+    def flood(self, interface: str, mac: str, payload: bytes) -> list[str]:
+        """Prints ``ready``, then sends frames to ``mac`` without end, whoever listens.
+
+        It ends when its standard input does.  ``payload`` stands in each frame, as far as the
+        system's tools let it.
+        """
+
+    @abstractmethod
+    def lie(self, interface: str, address: str) -> list[str]:
+        """Prints ``ready``, then answers echoes to ``address`` with one byte changed.
+
+        Raises:
+            LabError: the system has no tool that could.
+        """
+
+    @abstractmethod
+    def register(
+        self, address: Address, bar: Bar, offset: int, width: int, value: int | None = None
+    ) -> list[str]:
+        """Prints a register of a function as a decimal number, having written ``value``.
+
+        The function has no driver that would mind; memory decoding is switched on for the
+        moment.
+        """
+
+    @abstractmethod
+    def disk_write(self, disk: str, block: int, number: int) -> list[str]:
+        """Write standard input to ``disk`` from block ``number``, in requests of ``block`` bytes.
+
+        No cache lies between.  ``block`` is a multiple of 512.
+        """
+
+    @abstractmethod
+    def disk_read(self, disk: str, block: int, number: int, count: int) -> list[str]:
+        """Prints ``count`` blocks of ``disk`` from block ``number``, read as they are written."""
+
+    @abstractmethod
+    def disk_digest(self, disk: str, block: int, number: int, count: int) -> list[str]:
+        """Prints the SHA-256 of what :meth:`disk_read` would print, in hexadecimal, first."""
 
     @abstractmethod
     def configure_interface(self, interface: str, address: str) -> list[str]:

@@ -42,7 +42,8 @@ def check_separate(pair: Pair, *, leak: bool = False) -> None:
         for job in jobs:
             job.result()
     if leak:
-        pair.guests[0].run(["sh", "-c", "cat > /dev/shm/leak"], stdin=tags[1].encode() * 64).check()
+        first = pair.guests[0]
+        first.run(first.os.hold_text(), stdin=tags[1].encode() * 64).check()
     for guest, own, foreign in zip(pair.guests, tags, reversed(tags), strict=True):
         deadline = guest.limit(40, "the search of its memory")
         if not guest.machine.search_physical(own, deadline):

@@ -47,8 +47,7 @@ def check_disk_interrupts(guest: Guest, device: BenchDevice) -> None:
     disk = guest.disk_of(device.address)
     address = guest.address_of(device.address)
     before = guest.interrupts(address)
-    command = ["dd", f"if={disk}", "of=/dev/null", "bs=4096", f"count={REQUESTS}", "iflag=direct"]
-    guest.run(command).check()
+    guest.run(guest.os.disk_digest(disk, 4096, 0, REQUESTS)).check()
     came = sum(guest.interrupts(address).values()) - sum(before.values())
     if came < REQUESTS:
         raise ProductError(f"{REQUESTS} requests to {disk} made only {came} interrupts")

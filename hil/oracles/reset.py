@@ -36,7 +36,7 @@ def plant(device: BenchDevice) -> Sentinel:
     mark = sentinel(device)
     if mark is None:
         raise LabError(f"no sentinel register is known for {device}")
-    registers = Registers(device.host.platform.transport, device.address)
+    registers = Registers(device.host.platform, device.address)
     back = registers.write(mark, device.host.limit(20, f"register {mark.name}"))
     if back != mark.value:
         raise LabError(f"{mark.name} of {device} reads {back:#x} after {mark.value:#x} was written")
@@ -49,7 +49,7 @@ def check_gone(device: BenchDevice, mark: Sentinel) -> int:
     Raises:
         ProductError: the state of before has survived.
     """
-    registers = Registers(device.host.platform.transport, device.address)
+    registers = Registers(device.host.platform, device.address)
     value = registers.read(mark, device.host.limit(20, f"register {mark.name}"))
     if value == mark.value:
         raise ProductError(

@@ -5,16 +5,11 @@ from __future__ import annotations
 from hil.bench import BenchDevice
 from hil.deadline import poll
 from hil.errors import DeadlineExceeded, LabError, ProductError
+from hil.guests.os import guest_os
 from hil.probes.nic import counters
 
-# Neighbour discovery and multicast leave by the named interface, whatever the host's routes
-# say: an address of the same host at the far end would be short-cut within the kernel.
-_SEND = r"""
-ip link set "$1" up && ip link set "$2" up && ping -6 -n -c 3 -i 0.2 -W 1 -I "$1" ff02::1 >/dev/null
-"""
-_DISK = r"""
-dd if="$1" bs=64K count=16 iflag=direct status=none | sha256sum
-"""
+#: Bytes and number of the blocks that are read of a disk.
+BLOCK, BLOCKS = 65536, 16
 
 
 def check(device: BenchDevice) -> None:
@@ -55,11 +50,11 @@ def _frames_arrive(device: BenchDevice) -> None:
     interface = _interface(device)
     deadline = device.host.limit(20, f"frames from {device} on the host")
     before = counters(peer).received
+    system = guest_os(device.host.platform.system)
 
     def try_once() -> bool:
-        device.host.platform.transport.run(
-            ["sh", "-c", _SEND, "hil", interface, peer.interface], deadline=deadline
-        )
+        for command in (peer.system.link_up(peer.interface), system.announce(interface)):
+            device.host.platform.transport.run(command, deadline=deadline)
         return counters(peer).received > before
 
     try:
@@ -76,9 +71,7 @@ def _reads_alike(device: BenchDevice) -> None:
     deadline = device.host.limit(30, f"reads of {device} on the host")
     path = f"/dev/{_interface(device)}"
     transport = device.host.platform.transport
-    hashes = {
-        transport.run(["sh", "-c", _DISK, "hil", path], deadline=deadline).check().stdout
-        for _ in range(2)
-    }
+    command = guest_os(device.host.platform.system).disk_digest(path, BLOCK, 0, BLOCKS)
+    hashes = {transport.run(command, deadline=deadline).check().stdout for _ in range(2)}
     if len(hashes) != 1 or not all(hashes):
         raise ProductError(f"two reads of {path} on the host differ", seen="\n".join(hashes))

@@ -11,7 +11,6 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 from hil.bench import BenchDevice, Peer
 from hil.deadline import poll
@@ -122,14 +121,17 @@ class Counters:
 
 
 def counters(peer: Peer) -> Counters:
-    """Of the peer's interface (Linux: /sys/class/net/*/statistics)."""
-    base = f"/sys/class/net/{peer.interface}/statistics"
+    """Of the peer's interface."""
     deadline = peer.host.limit(10, f"the counters of {peer.interface}")
-    text = peer.host.platform.transport.run(
-        ["cat", f"{base}/rx_packets", f"{base}/tx_packets"], deadline=deadline
-    ).check()
-    received, sent = text.stdout.split()
-    return Counters(int(received), int(sent))
+    commands = (
+        peer.system.received_frames(peer.interface),
+        peer.system.sent_frames(peer.interface),
+    )
+    received, sent = (
+        int(peer.host.platform.transport.run(command, deadline=deadline).check().stdout)
+        for command in commands
+    )
+    return Counters(received, sent)
 
 
 def nobody(peer: Peer) -> Peer:
@@ -141,7 +143,7 @@ def nobody(peer: Peer) -> Peer:
 def liar(peer: Peer) -> Iterator[Peer]:
     """On the peer's interface, an answerer of echoes that changes one byte: for controls."""
     address = f"{peer.address.rpartition('.')[0]}.251"
-    with _on_peer(peer, "on_peer_liar.py", address):
+    with _on_peer(peer, "the answerer", peer.system.lie(peer.interface, address)):
         yield Peer(peer.host, peer.interface, address)
 
 
@@ -151,14 +153,13 @@ def blast(peer: Peer, destination_mac: str, *, payload: bytes) -> Iterator[None]
 
     It does not stop when the destination dies: that is the point.
     """
-    with _on_peer(peer, "on_peer_blast.py", destination_mac, payload.hex()):
+    command = peer.system.flood(peer.interface, destination_mac, payload)
+    with _on_peer(peer, "the flood", command):
         yield
 
 
 @contextlib.contextmanager
-def _on_peer(peer: Peer, program: str, *arguments: str) -> Iterator[None]:
-    code = files("hil.probes.remote").joinpath(program).read_text("utf-8")
-    command = ["python3", "-u", "-c", code, peer.interface, *arguments]
+def _on_peer(peer: Peer, program: str, command: Sequence[str]) -> Iterator[None]:
     deadline = peer.host.limit(20, f"{program} on {peer.interface}")
     stream = peer.host.platform.transport.open_stream(command, deadline=deadline)
     try:

@@ -1,4 +1,4 @@
-"""NVMe: write, read back, compare hashes.  Base tools in the guest: dd and sha256sum."""
+"""NVMe: write, read back, compare hashes.  Base tools in the guest: dd and SHA-256."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECTOR = 512
 class Transfer:
     """``length`` bytes at ``offset`` of the disk, in requests of ``block`` bytes.
 
-    All three are multiples of 512.
+    ``block`` is a multiple of 512, the others are multiples of ``block``.
     """
 
     offset: int
@@ -33,9 +33,10 @@ def default_transfers() -> tuple[Transfer, ...]:
     sizes += [(1 << 20) + 512, (2 << 20) - 512, 2 << 20, (2 << 20) + 512]
     transfers, offset = [], 512
     for size in sizes:
-        transfers.append(Transfer(offset, size if size >= 4096 else size * 8, size))
-        offset += size * 8 if size < 4096 else size
-        offset += 512 * 3
+        offset = -(-offset // size) * size
+        length = size if size >= 4096 else size * 8
+        transfers.append(Transfer(offset, length, size))
+        offset += length + 512 * 3
     return tuple(transfers)
 
 
@@ -58,12 +59,8 @@ def write_and_read_back(
         if spoil:
             middle = transfer.offset + transfer.length // 2 // SECTOR * SECTOR
             _dd(guest, disk, Transfer(middle, SECTOR, SECTOR), secrets.token_bytes(SECTOR))
-        script = (
-            'dd if="$1" bs="$2" skip="$3" count="$4" '
-            "iflag=direct,skip_bytes,count_bytes status=none | sha256sum"
-        )
-        numbers = [str(transfer.block), str(transfer.offset), str(transfer.length)]
-        result = guest.run(["sh", "-c", script, "hil", disk, *numbers], seconds=60).check()
+        digest = guest.os.disk_digest(disk, *_blocks(transfer))
+        result = guest.run(digest, seconds=60).check()
         if result.stdout.split()[:1] != [hashlib.sha256(data).hexdigest()]:
             check_equal(
                 data, _read(guest, disk, transfer), transfer.offset, f"{disk} {transfer}", tag
@@ -78,12 +75,15 @@ def write_and_read_back(
 
 
 def _dd(guest: Guest, disk: str, transfer: Transfer, data: bytes) -> None:
-    command = ["dd", f"of={disk}", f"bs={transfer.block}", f"seek={transfer.offset}"]
-    command += ["iflag=fullblock", "oflag=direct,seek_bytes", "conv=notrunc", "status=none"]
-    guest.run(command, stdin=data, seconds=60).check()
+    block, number, _ = _blocks(transfer)
+    guest.run(guest.os.disk_write(disk, block, number), stdin=data, seconds=60).check()
 
 
 def _read(guest: Guest, disk: str, transfer: Transfer) -> bytes:
-    command = ["dd", f"if={disk}", f"bs={transfer.block}", f"skip={transfer.offset}"]
-    command += [f"count={transfer.length}", "iflag=direct,skip_bytes,count_bytes", "status=none"]
-    return guest.run(command, seconds=60).check().out
+    return guest.run(guest.os.disk_read(disk, *_blocks(transfer)), seconds=60).check().out
+
+
+def _blocks(transfer: Transfer) -> tuple[int, int, int]:
+    """Size, number of the first, and count."""
+    block = transfer.block
+    return block, transfer.offset // block, transfer.length // block

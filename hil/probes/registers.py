@@ -1,6 +1,7 @@
 """Read and write a function's registers without a driver and without resetting it.
 
-Used on the lab host on a reserved function, by sysfs ``resourceN`` (mmap), and in guests.
+Used on the lab host on a reserved function, by what its system has for that
+(:meth:`hil.guests.os.GuestOS.register`).
 The values written are *sentinels*: registers that software may write, that mean nothing while
 the device is idle, and that a reset returns to another value.
 """
@@ -8,12 +9,12 @@ the device is idle, and that a reset returns to another value.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 
 from hil.deadline import Deadline
 from hil.errors import LabError
+from hil.guests.os import guest_os
 from hil.pci.address import Address
-from hil.transport.base import Transport
+from hil.platforms.contract import Platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +46,33 @@ def sentinel_of(vendor: int, device: int) -> Sentinel | None:
 
 
 class Registers:
-    """Registers of a function on a Linux system that has Python 3."""
+    """Registers of a function that the host has reserved."""
 
-    def __init__(self, transport: Transport, address: Address) -> None:
-        self._transport = transport
+    def __init__(self, platform: Platform, address: Address) -> None:
+        self._platform = platform
         self._address = address
-        self._code = files("hil.probes.remote").joinpath("on_registers.py").read_text("utf-8")
 
     def read(self, sentinel: Sentinel, deadline: Deadline) -> int:
         """The register's value; memory decoding is switched on for the moment."""
-        return self._run(sentinel, [], deadline)
+        return self._run(sentinel, None, deadline)
 
     def write(self, sentinel: Sentinel, deadline: Deadline) -> int:
         """Write the sentinel's value and return what is read back."""
-        return self._run(sentinel, [str(sentinel.value)], deadline)
+        return self._run(sentinel, sentinel.value, deadline)
 
-    def _run(self, sentinel: Sentinel, more: list[str], deadline: Deadline) -> int:
-        arguments = [str(self._address), sentinel.bar, sentinel.offset, sentinel.width, *more]
-        command = ["python3", "-c", self._code, *map(str, arguments)]
-        result = self._transport.run(command, deadline=deadline)
+    def _run(self, sentinel: Sentinel, value: int | None, deadline: Deadline) -> int:
+        bars = self._platform.function(self._address, deadline).bars
+        bar = next((bar for bar in bars if bar.index == sentinel.bar), None)
+        if bar is None:
+            raise LabError(f"{self._address} has no BAR {sentinel.bar}", host=self._platform.host)
+        command = guest_os(self._platform.system).register(
+            self._address, bar, sentinel.offset, sentinel.width, value
+        )
+        result = self._platform.transport.run(command, deadline=deadline)
         if result.status != 0:
             raise LabError(
                 f"register {sentinel.name} of {self._address} cannot be reached",
-                host=self._transport.name,
+                host=self._platform.host,
                 seen=result.stderr[-1000:],
             )
         return int(result.stdout)

@@ -238,9 +238,13 @@ def test_a_disk_makes_an_interrupt_for_each_request(after: int, good: bool) -> N
 # ---- reset -------------------------------------------------------------------------
 
 
+REGISTERS = Bar(0, 0xC000_0000, 0x20000, memory=True)
+
+
 def with_register(value: str) -> BenchDevice:
     """A device whose sentinel register reads so."""
     device, platform = bench_device()
+    platform.known[NIC] = function(bars=[REGISTERS])
     platform.transport = FakeTransport(lambda _c, _s: (0, value, ""))
     return device
 
@@ -262,11 +266,14 @@ def test_a_register_that_does_not_hold_proves_nothing() -> None:
     platform.known[NIC] = function(config=config(0x1AF4, 0x1050))
     with pytest.raises(LabError, match="no sentinel register is known"):
         reset.plant(device)
-    platform.known[NIC] = function()
+    platform.known[NIC] = function(bars=[REGISTERS])
     platform.transport = FakeTransport(lambda _c, _s: (1, "", "PermissionError: resource0"))
     with pytest.raises(LabError) as caught:
         reset.plant(device)
     assert "PermissionError" in caught.value.seen
+    platform.known[NIC] = function()
+    with pytest.raises(LabError, match="has no BAR 0"):
+        reset.plant(device)
 
 
 def test_bus_mastering_is_seen_and_restored() -> None:
