@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pytest
     from rich.console import Console
 
-    from hil.doctor import Check
+    from hil.doctor.check import Check
     from hil.lab.lock import Holder
     from hil.lab.models import Lab
     from hil.platforms.contract import Function
@@ -543,7 +543,7 @@ def _host(inventory: Lab, host: str) -> str:
 @_command
 def doctor(lab: LabOption = "emulated", as_json: JsonOption = False) -> int:
     """Tell what this machine and a lab's hosts lack, and how to mend it. Changes nothing."""
-    from hil.doctor import controller
+    from hil.doctor.machine import controller
     from hil.lab.load import load
     from hil.lab.models import LabKind
     from hil.transport.local import LocalTransport
@@ -564,7 +564,8 @@ def doctor(lab: LabOption = "emulated", as_json: JsonOption = False) -> int:
 
 
 def _examine(inventory: Lab, name: str) -> list[Check]:
-    from hil.doctor import Check, State, linux_host
+    from hil.doctor.check import Check, State
+    from hil.doctor.linux import linux_host
     from hil.lab.live import connect
 
     platform = inventory.hosts[name].platform
@@ -586,7 +587,7 @@ def _print_checks(checks: Sequence[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from hil.doctor import State
+    from hil.doctor.check import State
     from hil.reporting.text import one_line
 
     console = _stdout()

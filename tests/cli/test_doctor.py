@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hil import doctor
 from hil.deadline import Deadline
-from hil.doctor import Check, State, judge_linux, linux_host, parse_survey
+from hil.doctor import machine
+from hil.doctor.check import Check, State
+from hil.doctor.linux import judge_linux, linux_host, parse_survey
 from hil.errors import LabError
 from hil.transport.base import Result
 from hil.transport.local import LocalTransport
@@ -108,7 +109,7 @@ def test_a_host_that_does_not_answer_is_a_row_not_an_error() -> None:
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "_which", shutil.which)
+    monkeypatch.setattr(machine, "_which", shutil.which)
     monkeypatch.setenv("HIL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HIL_ALLURE", raising=False)
     return tmp_path
@@ -121,7 +122,7 @@ def put(path: Path, name: str, script: str) -> None:
 
 def here(*, emulated: bool = True) -> dict[str, Check]:
     deadline = Deadline(30, "the checks")
-    return {c.name: c for c in doctor.controller(LocalTransport(), deadline, emulated=emulated)}
+    return {c.name: c for c in machine.controller(LocalTransport(), deadline, emulated=emulated)}
 
 
 def test_a_bare_machine_lacks_what_the_emulated_lab_needs(path: Path) -> None:
@@ -161,8 +162,8 @@ def test_a_qemu_that_does_not_start_cannot_be_told(path: Path) -> None:
 
 
 def test_too_little_disk_and_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "DISK_NEEDED", 1 << 62)
-    monkeypatch.setattr(doctor, "MEMORY_NEEDED", 1 << 62)
+    monkeypatch.setattr(machine, "DISK_NEEDED", 1 << 62)
+    monkeypatch.setattr(machine, "MEMORY_NEEDED", 1 << 62)
     checks = here()
     assert checks["disk for images"].bad
     assert str(path / "cache") in checks["disk for images"].evidence
@@ -170,16 +171,16 @@ def test_too_little_disk_and_memory(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_memory_that_cannot_be_seen(tmp_path: Path) -> None:
-    assert doctor._memory(tmp_path / "none").state is State.UNKNOWN
+    assert machine._memory(tmp_path / "none").state is State.UNKNOWN
     (tmp_path / "meminfo").write_text("MemTotal: 5 kB\n")
-    assert doctor._memory(tmp_path / "meminfo").state is State.UNKNOWN
+    assert machine._memory(tmp_path / "meminfo").state is State.UNKNOWN
 
 
 def test_kvm_that_opens_proves_nothing(tmp_path: Path) -> None:
-    assert doctor._kvm(tmp_path / "kvm").state is State.MISSING
+    assert machine._kvm(tmp_path / "kvm").state is State.MISSING
     (tmp_path / "kvm").touch()
-    assert doctor._kvm(tmp_path / "kvm").state is State.UNKNOWN
-    assert not doctor._kvm(tmp_path / "none").bad
+    assert machine._kvm(tmp_path / "kvm").state is State.UNKNOWN
+    assert not machine._kvm(tmp_path / "none").bad
 
 
 def test_nothing_is_changed(path: Path) -> None:
