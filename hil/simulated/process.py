@@ -124,6 +124,8 @@ class Process:
         self.environment = dict(environment)
         self.directory = directory
         self.tty = tty
+        #: What ps(1) shows instead of the arguments, if a program set it.
+        self.title = ""
         self.files = {number: file.reference() for number, file in files.items()}
         self.started = time.time()
         self.children: dict[int, Process] = {}
@@ -145,6 +147,11 @@ class Process:
     def name(self) -> str:
         """The command's name, for its messages."""
         return self.arguments[0].rsplit("/", 1)[-1]
+
+    @property
+    def command_name(self) -> str:
+        """The name of the program it runs, as the kernel keeps it."""
+        return self.name.removeprefix("-")[:19]
 
     # Input and output
 

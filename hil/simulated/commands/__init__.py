@@ -1,0 +1,17 @@
+"""The commands of the simulated machines.
+
+A command reads and changes the machine's model and formats text, as FreeBSD's own does;
+what it prints is checked against what a real host printed (tests/recorded).
+"""
+
+from __future__ import annotations
+
+from hil.simulated.process import Command
+
+
+def standard_commands() -> dict[str, Command]:
+    """The shell and POSIX's utilities: what every machine has."""
+    from hil.simulated import builtins
+    from hil.simulated.commands import files, processes, text
+
+    return {**builtins.COMMANDS, **text.COMMANDS, **files.COMMANDS, **processes.COMMANDS}
