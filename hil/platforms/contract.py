@@ -1,7 +1,7 @@
 """The contract between hil and a host's hypervisor and operating system.
 
 One adapter a platform stands behind :class:`Platform`: ``linux.py`` (QEMU/KVM with
-VFIO) and, in time, ``freebsd.py`` (bhyve) and ``illumos.py``.  Its verbs are the
+VFIO) and ``freebsd.py`` (bhyve); in time ``illumos.py``.  Its verbs are the
 field's: read facts and functions, reserve and return, create and destroy guests,
 read tables, faults and physical memory.  Suites ask this contract, never the OS.
 
@@ -64,6 +64,8 @@ class Feature(enum.Enum):
     """Host physical memory can be read."""
     GUEST_MEMORY = "guest-memory"
     """A guest's physical memory can be read from the hypervisor's side."""
+    RAW_FRAMES = "raw-frames"
+    """A program on the host can answer frames of its own making."""
     SRIOV = "sriov"
     TEMPLATES = "templates"
     """A booted guest can be saved, and others can continue it: see :class:`Template`."""
@@ -302,8 +304,10 @@ class Platform(ABC):
     def features(self) -> frozenset[Feature]:
         """What this host can do, tried out once."""
 
-    domains: Mapping[Phase, Owner]
-    """Whose memory a function can reach at each phase, by this platform's design."""
+    @property
+    @abstractmethod
+    def domains(self) -> Mapping[Phase, Owner]:
+        """Whose memory a function can reach at each phase, by this platform's design."""
 
     lazy_iommu = False
     """Whether DMA passes untranslated until the first assignment since boot switches the IOMMU on;

@@ -141,7 +141,6 @@ class LinuxVfio(Platform):
             needed.
         features: what else this host can do.
         python: whether to use Python 3 on the host where it has it.
-        journal: where changes to the host are recorded; by default one of its own.
         shared: whether other runs use the host at the same time.
     """
 
@@ -170,12 +169,11 @@ class LinuxVfio(Platform):
         directory: str = "/run/hil",
         features: Iterable[Feature] = (),
         python: bool = True,
-        journal: Journal | None = None,
         shared: bool = False,
     ) -> None:
         self.host = host
         self.transport = transport
-        self.journal = journal or Journal(transport, self.dialect, self.undo_kinds)
+        self.journal = Journal(transport, self.dialect, self.undo_kinds)
         self.images = {image.name: image for image in images}
         self._out_of_band = out_of_band
         self._directory = f"{directory.rstrip('/')}/{self.journal.run}"
@@ -190,7 +188,7 @@ class LinuxVfio(Platform):
     def features(self) -> frozenset[Feature]:
         """What this host can do, tried out once."""
         deadline = Deadline(60, f"a look at what {self.host} can do")
-        found = {Feature.GUEST_MEMORY, Feature.SRIOV, *self._more_features}
+        found = {Feature.GUEST_MEMORY, Feature.RAW_FRAMES, Feature.SRIOV, *self._more_features}
         facts = self.facts(deadline)
         version = re.match(r"QEMU (\d+)\.(\d+)", facts.hypervisor)
         if version and (int(version[1]), int(version[2])) >= _SAVES_TO_FILE:

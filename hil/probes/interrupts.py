@@ -31,13 +31,20 @@ class Trigger:
     source: str
     acknowledge: int = 0
     """Register that takes back what was raised, by the same bits."""
+    of_two: tuple[int, ...] = ()
+    """The bits where a driver uses two vectors only, if they are not the first two."""
+
+    def bits_of(self, vectors: int) -> tuple[int, ...]:
+        """The bit of each of a driver's ``vectors``."""
+        return self.of_two if self.of_two and vectors == 2 else self.bits[:vectors]
 
 
 #: By ``vendor:device``.
 TRIGGERS: dict[str, Trigger] = {
     "8086:10c9": Trigger(0, 0x1520, tuple(range(10)), "82576 datasheet 8.8.3, EICS"),
-    # RXQ0, TXQ0 and OTHER, in the order in which Linux's e1000e requests its vectors.
-    "8086:10d3": Trigger(0, 0xC8, (20, 22, 24), "82574 datasheet 10.2.4.3, ICS"),
+    # RXQ0, TXQ0 and OTHER, in the order in which Linux's e1000e requests its vectors;
+    # FreeBSD's em has one for RXQ0 and one for OTHER.
+    "8086:10d3": Trigger(0, 0xC8, (20, 22, 24), "82574 datasheet 10.2.4.3, ICS", of_two=(20, 24)),
     "1234:11e8": Trigger(0, 0x60, (0,), "QEMU docs/specs/edu.rst", acknowledge=0x64),
 }
 
@@ -92,7 +99,7 @@ def _counted(
     """
     vectors = len(guest.interrupts(address))
     rows = []
-    for number, bit in enumerate(trigger.bits[:vectors]):
+    for number, bit in enumerate(trigger.bits_of(vectors)):
         alone = tuple(int(n == number) for n in range(vectors))
         tries: list[tuple[int, ...]] = []
         while alone not in tries and len(tries) < TRIES:

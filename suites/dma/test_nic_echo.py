@@ -31,7 +31,7 @@ def test_control_lost_echoes_are_seen(device: BenchDevice, guest: Guest) -> None
 
 @pytest.mark.catalogue("DM1")
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="nic", peer=True)
+@pytest.mark.needs(device="nic", peer=True, features=["raw-frames"])
 def test_control_changed_echoes_are_seen(device: BenchDevice, guest: Guest) -> None:
     peer = nic.join(guest, device)
     with nic.liar(peer) as liar, pytest.raises(ProductError, match="lost or changed"):

@@ -58,12 +58,13 @@ def test_a_test_is_made_for_each_device_that_has_what_it_needs(
             "the lab 'rack' has 1 nvme; this test needs 2 on one host",
         ),
         ("hosts=3", "the lab 'rack' has 2 host(s); this test needs 3"),
+        ("guest='freebsd'", "the guests of the lab 'rack' run linux; this test needs freebsd"),
     ],
 )
 def test_a_test_that_no_device_satisfies_is_skipped_once_with_its_reason(
     run_hil: RunHil, needs: str, reason: str
 ) -> None:
-    ran = run_hil(one(needs, argument="device" if "hosts" not in needs else ""))
+    ran = run_hil(one(needs, argument="" if needs.startswith(("hosts", "guest")) else "device"))
     assert list(ran.statuses.values()) == ["skipped"]
     assert ran.reason(ran.order[0]).startswith(reason)
     assert reason[:60] in ran.text
