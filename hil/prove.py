@@ -1,0 +1,242 @@
+"""Do the suites catch the bugs they are there for?  Each bug of the past, re-enacted.
+
+The suites run once on a simulated host without a fault, where every test must pass, and once
+for each fault, where at least one must fail and blame the product.  The matrix of faults and
+the tests that caught them is what the suites are worth.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hil.errors import LabError
+from hil.reporting.outcome import Outcome, Status
+from hil.reporting.run import Run
+
+if TYPE_CHECKING:
+    from hil.simulated.faults import Fault
+
+#: How a test ended that found nothing.
+_QUIET = frozenset({Status.PASSED, Status.SKIPPED})
+
+#: Runs the suites on a lab with a fault, or with none (an empty name).
+Runner = Callable[[str, str], Sequence[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one fault came to."""
+
+    number: int
+    fault: str
+    sentence: str
+    reference: str
+    lab: str
+    """The simulated host it was re-enacted on."""
+    caught: tuple[str, ...]
+    """Node ids of the tests that failed and blamed the product, in the order they ran."""
+    broken: tuple[str, ...]
+    """Those that could not judge, without the fault they could."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The whole matrix."""
+
+    rows: tuple[Row, ...]
+    failed_without: Mapping[str, tuple[Outcome, ...]]
+    """By lab, the tests that did not pass without any fault."""
+    ran: Mapping[str, int]
+    """By lab, how many tests ran without a fault."""
+
+    @property
+    def missed(self) -> tuple[Row, ...]:
+        """The faults that no test caught."""
+        return tuple(row for row in self.rows if not row.caught)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every fault was caught, and nothing failed without one."""
+        quiet = not any(self.failed_without.values())
+        return quiet and not self.missed and all(self.ran.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values: ``holds``, ``without`` by lab, and ``faults``, one object each."""
+        return {
+            "holds": self.holds,
+            "without": {
+                lab: {"ran": self.ran[lab], "failed": [o.test for o in outcomes]}
+                for lab, outcomes in self.failed_without.items()
+            },
+            "faults": [
+                {
+                    "number": row.number,
+                    "name": row.fault,
+                    "sentence": row.sentence,
+                    "reference": row.reference,
+                    "lab": row.lab,
+                    "caught": list(row.caught),
+                    "broken": list(row.broken),
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def lab_for(fault: Fault, labs: Mapping[str, str]) -> str:
+    """The lab on which a fault is re-enacted: of a vendor that had it; ``labs`` by vendor."""
+    return next(labs[vendor] for vendor in labs if vendor in fault.vendors)
+
+
+def prove(
+    faults: Sequence[Fault],
+    labs: Mapping[str, str],
+    run: Runner,
+    *,
+    jobs: int = 1,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Proof:
+    """Run the suites without a fault and with each.
+
+    Args:
+        faults: the bugs to re-enact.
+        labs: names of simulated labs by processor vendor, the preferred first.
+        run: runs the suites.
+        jobs: runs at once.
+        tell: hears what is being done.
+    """
+    needed = list(dict.fromkeys(lab_for(fault, labs) for fault in faults)) or [*labs.values()]
+    work = [(lab, "") for lab in needed] + [(lab_for(fault, labs), fault.name) for fault in faults]
+
+    def one(job: tuple[str, str]) -> tuple[Outcome, ...]:
+        lab, name = job
+        outcomes = tuple(run(lab, name))
+        wrong = sum(outcome.status not in _QUIET for outcome in outcomes)
+        tell(f"{lab}, {name or 'without a fault'}: {len(outcomes)} tests, {wrong} did not pass")
+        return outcomes
+
+    with ThreadPoolExecutor(jobs) as pool:
+        results = dict(zip(work, pool.map(one, work), strict=True))
+    without = {lab: results[lab, ""] for lab in needed}
+    rows = []
+    for fault in faults:
+        lab = lab_for(fault, labs)
+        good = {o.test for o in without[lab] if o.status is Status.PASSED}
+        seen = [o for o in results[lab, fault.name] if o.test in good]
+        rows.append(
+            Row(
+                fault.number,
+                fault.name,
+                fault.sentence,
+                fault.reference,
+                lab,
+                tuple(o.test for o in seen if o.status is Status.FAILED),
+                tuple(o.test for o in seen if o.status in (Status.BROKEN, Status.BLOCKED)),
+            )
+        )
+    return Proof(
+        tuple(rows),
+        {
+            lab: tuple(o for o in outcomes if o.status not in _QUIET)
+            for lab, outcomes in without.items()
+        },
+        {lab: sum(o.status is not Status.SKIPPED for o in out) for lab, out in without.items()},
+    )
+
+
+def run_suites(paths: Sequence[str], arguments: Sequence[str] = ()) -> Runner:
+    """A :data:`Runner`: pytest in a process of its own, its outcomes read from its report.
+
+    Raises (the runner):
+        LabError: pytest did not run the tests.
+    """
+
+    def run(lab: str, fault: str) -> Sequence[Outcome]:
+        with tempfile.TemporaryDirectory(prefix="hil-prove-") as folder:
+            options = [f"--hil-lab={lab}", f"--hil-report={folder}", "-q", "-p", "no:cacheprovider"]
+            if fault:
+                options.append(f"--hil-fault={fault}")
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", *options, *arguments, *paths],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            run = Path(folder) / "latest"
+            outcomes = Run(run).outcomes() if run.exists() else ()
+            if not outcomes:
+                raise LabError(
+                    f"the suites did not run on {lab} with {fault or 'no fault'}",
+                    seen=done.stdout.decode("utf-8", "replace")[-4000:],
+                )
+            return outcomes
+
+    return run
+
+
+def table(proof: Proof, width: int, *, colour: bool) -> str:
+    """The matrix for a terminal."""
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(
+        file=io.StringIO(), width=width, force_terminal=colour, highlight=False, record=False
+    )
+    for lab, outcomes in proof.failed_without.items():
+        console.print(f"{lab}, without a fault: {proof.ran[lab]} tests ran, ", end="")
+        console.print(f"{len(outcomes)} did not pass" if outcomes else "all passed")
+        for outcome in outcomes:
+            console.print(Text(f"  {outcome.status}: {outcome.title}: {outcome.reason}", "red"))
+    rows = Table(box=None, pad_edge=False)
+    rows.add_column("fault", overflow="fold", style="bold")
+    rows.add_column("tests", justify="right")
+    rows.add_column("caught by", overflow="fold")
+    for row in proof.rows:
+        names = "\n".join(short(test) for test in row.caught)
+        rows.add_row(row.fault, str(len(row.caught)), names or Text("NOT CAUGHT", style="bold red"))
+    console.print(rows)
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue()
+
+
+def markdown(proof: Proof) -> str:
+    """The matrix for the documentation."""
+    lines = [
+        "# Which test catches which bug",
+        "",
+        "<!-- Made by `hil prove --markdown docs/proof.md`; not to be edited by hand. -->",
+        "",
+        "Every bug below is re-enacted in a *simulated* host (a model, no hardware), and the",
+        "suites run on it. Without a fault they ran on:",
+        "",
+    ]
+    lines += [
+        f"- `{lab}`: {proof.ran[lab]} tests, "
+        + (f"{len(outcomes)} did not pass" if outcomes else "all passed")
+        for lab, outcomes in proof.failed_without.items()
+    ]
+    lines += ["", "| bug | what the host does wrong | reference | host | caught by |"]
+    lines.append("|---|---|---|---|---|")
+    for row in proof.rows:
+        caught = "<br>".join(f"`{short(test)}`" for test in row.caught) or "**nothing**"
+        cells = (f"`{row.fault}`", row.sentence, row.reference, f"`{row.lab}`", caught)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def short(test: str) -> str:
+    """A node id without folders and ``test_``: ``reset: registers_are_at_…[nic0]``."""
+    path, _, name = test.partition("::")
+    return f"{Path(path).parent.name}: {name.removeprefix('test_')}"

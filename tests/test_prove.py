@@ -1,0 +1,100 @@
+"""The matrix of faults and tests, from outcomes that a test makes up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from hil.prove import Proof, markdown, prove, short, table
+from hil.reporting.outcome import Outcome, Status
+from hil.simulated.faults import Fault
+
+LABS = {"intel": "lab-intel", "amd": "lab-amd"}
+BOTH = Fault(3, "3-idle", "It reaches | all.", "r1")
+AMD = Fault(20, "20-stale", "It stays.", "r2", ("amd",))
+
+
+def outcome(test: str, status: Status = Status.PASSED, reason: str = "") -> Outcome:
+    return Outcome(f"suites/iommu/test_x.py::test_{test}", status, 1.0, "simulated", reason)
+
+
+class Suites:
+    """Runs of the suites that end as told; all tests pass without a fault."""
+
+    def __init__(self, **endings: Sequence[Outcome]) -> None:
+        self.endings = endings
+        self.runs: list[tuple[str, str]] = []
+
+    def __call__(self, lab: str, fault: str) -> Sequence[Outcome]:
+        self.runs.append((lab, fault))
+        default = [outcome("a"), outcome("b"), outcome("c", Status.SKIPPED)]
+        return self.endings.get(fault.replace("-", "_") or "none", default)
+
+
+def test_a_fault_that_a_test_catches_is_proven() -> None:
+    ending = [outcome("a", Status.FAILED), outcome("b", Status.BROKEN), outcome("c")]
+    suites = Suites(**{"3_idle": ending})
+    proof = prove([BOTH], LABS, suites)
+    assert proof.holds
+    (row,) = proof.rows
+    assert [short(test) for test in row.caught] == ["iommu: a"]
+    assert [short(test) for test in row.broken] == ["iommu: b"]
+    assert suites.runs == [("lab-intel", ""), ("lab-intel", "3-idle")]
+
+
+def test_each_lab_that_is_needed_is_tried_without_a_fault() -> None:
+    suites = Suites(**{"3_idle": [outcome("a", Status.FAILED)], "20_stale": []})
+    proof = prove([BOTH, AMD], LABS, suites)
+    assert set(suites.runs[:2]) == {("lab-intel", ""), ("lab-amd", "")}
+    assert ("lab-amd", "20-stale") in suites.runs
+    assert proof.missed == (proof.rows[1],)
+    assert not proof.holds
+
+
+@pytest.mark.parametrize("status", [Status.PASSED, Status.SKIPPED, Status.BROKEN, Status.BLOCKED])
+def test_only_the_product_s_blame_catches(status: Status) -> None:
+    assert not prove([BOTH], LABS, Suites(**{"3_idle": [outcome("a", status)]})).holds
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.BROKEN, Status.BLOCKED])
+def test_what_fails_without_a_fault_proves_nothing(status: Status) -> None:
+    without = [outcome("a", status, "why"), outcome("b")]
+    caught = [outcome("a", Status.FAILED), outcome("b", Status.FAILED)]
+    proof = prove([BOTH], LABS, Suites(none=without, **{"3_idle": caught}))
+    assert not proof.holds
+    assert [short(test) for test in proof.rows[0].caught] == ["iommu: b"]
+    assert "why" in table(proof, 100, colour=False)
+
+
+def test_a_run_in_which_nothing_ran_proves_nothing() -> None:
+    proof = prove([], LABS, Suites(none=[outcome("a", Status.SKIPPED)]))
+    assert not proof.holds
+
+
+@pytest.fixture
+def proof() -> Proof:
+    return prove([BOTH, AMD], LABS, Suites(**{"3_idle": [outcome("a", Status.FAILED)]}))
+
+
+def test_the_matrix_is_shown(proof: Proof) -> None:
+    text = table(proof, 100, colour=False)
+    assert "3-idle" in text
+    assert "iommu: a" in text
+    assert "NOT CAUGHT" in text
+
+
+def test_the_matrix_is_a_table_for_the_documentation(proof: Proof) -> None:
+    lines = markdown(proof).splitlines()
+    (row,) = [line for line in lines if line.startswith("| `3-idle`")]
+    assert row == "| `3-idle` | It reaches \\| all. | r1 | `lab-intel` | `iommu: a` |"
+    (row,) = [line for line in lines if line.startswith("| `20-stale`")]
+    assert row.endswith("| **nothing** |")
+
+
+def test_the_matrix_is_plain_values(proof: Proof) -> None:
+    data = json.loads(json.dumps(proof.as_json()))
+    assert data["holds"] is False
+    assert [entry["name"] for entry in data["faults"]] == ["3-idle", "20-stale"]
+    assert data["without"]["lab-amd"] == {"ran": 2, "failed": []}
