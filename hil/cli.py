@@ -1,4 +1,4 @@
-"""The command line: ``hil run``, ``doctor``, ``devices``, ``lab`` and ``report``.
+"""The command line: ``hil run``, ``doctor``, ``devices``, ``leases``, ``recover`` and the rest.
 
 Exit codes are those of :mod:`hil.errors`; besides, 2 is a usage error, 70 a fault in hil
 itself, and 130 an interruption (Ctrl-C, SIGTERM, SIGHUP).
@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hil.doctor.check import Check
-    from hil.lab.lock import Holder
+    from hil.lab.lease import Holder, Lease
     from hil.lab.models import Lab
-    from hil.platforms.contract import Function
+    from hil.platforms.contract import Function, Platform
 
 P = ParamSpec("P")
 
@@ -219,6 +219,59 @@ def run(
     if count > 1:
         options += ["-n", str(count), "--dist", "loadgroup"]
     return _pytest([*options, *_invocation.after_dashes, *paths])
+
+
+@app.command()
+@_command
+def prove(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITES]... [-- PYTEST ARGUMENTS]...",
+            help="Names of suites, files, or pytest node ids; all by default.",
+        ),
+    ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A bug to re-enact, by name; all by default."),
+    ] = None,
+    release: Annotated[
+        str, typer.Option(help="The simulated hosts: freebsd-RELEASE-intel and -amd.")
+    ] = "15",
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Runs at once.")] = 1,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the matrix there too.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Re-enact each bug of the past on a simulated host, and tell which tests catch it.
+
+    Status 1: a bug was caught by no test, or a test failed without any bug.
+    """
+    from hil import prove as proving
+    from hil.lab.load import load
+    from hil.simulated.faults import FAULTS, fault_named
+
+    labs = {vendor: f"freebsd-{release}-{vendor}" for vendor in ("intel", "amd")}
+    for name in labs.values():
+        load(name)
+    paths = [_suite(name) for name in suites or []] or [str(suites_folder())]
+    proof = proving.prove(
+        [fault_named(name) for name in fault] if fault else FAULTS,
+        labs,
+        proving.run_suites(paths, _invocation.after_dashes),
+        jobs=jobs,
+        tell=_say,
+    )
+    if markdown is not None:
+        markdown.write_text(proving.markdown(proof))
+    if as_json:
+        typer.echo(json.dumps(proof.as_json(), indent=1))
+    else:
+        console = _stdout()
+        text = proving.table(proof, console.width, colour=console.is_terminal)
+        typer.echo(text, nl=False)
+    return 0 if proof.holds else 1
 
 
 def _labs_at_once(wanted: int | None, kind: str) -> int:
@@ -447,7 +500,6 @@ def status(
     """Tell which emulated labs are up, or who holds a physical lab; status 1: none, nobody."""
     from hil.lab import keeper
     from hil.lab.load import load
-    from hil.lab.lock import holder, names
     from hil.lab.models import LabKind
 
     inventory = load(lab)
@@ -459,9 +511,13 @@ def status(
         text = {s.name: f"up, SSH on 127.0.0.1:{s.ssh_port}, process {s.pid}" for s in states}
         nothing = "no emulated lab is up"
     else:
-        held = {name: who for name in names(inventory) if (who := holder(name))}
-        rows = {name: asdict(who) for name, who in held.items()}
-        text = {name: f"held by {who}" for name, who in held.items()}
+        held = {
+            f"{host}: {lease.name}": lease
+            for host, found in _leases(inventory).items()
+            for lease in found
+        }
+        rows = {name: _lease_row(lease) for name, lease in held.items()}
+        text = {name: _held_by(lease) for name, lease in held.items()}
         nothing = f"nobody holds the lab {inventory.name}"
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
@@ -534,6 +590,130 @@ def _host(inventory: Lab, host: str) -> str:
         f"the lab {inventory.name} has no host {host!r}" if host else "name a host",
         hint=f"its hosts are: {', '.join(inventory.hosts)}",
     )
+
+
+# ---- hil leases, hil recover ------------------------------------------------------------
+
+
+@app.command()
+@_command
+def leases(lab: LabOption, as_json: JsonOption = False) -> None:
+    """List who uses which cards of a physical lab's hosts, and since when."""
+    from hil.lab.load import load
+
+    found = _leases(load(lab))
+    if as_json:
+        rows = [
+            {"host": host, "lease": lease.name, **_lease_row(lease)}
+            for host, held in found.items()
+            for lease in held
+        ]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for host, held in found.items():
+        for lease in held:
+            typer.echo(f"{host}: {lease.name}: {_held_by(lease)}")
+        if not held:
+            typer.echo(f"{host}: nobody uses it")
+
+
+def _leases(inventory: Lab) -> dict[str, tuple[Lease, ...]]:
+    """The leases of each host's cards; a run's own lease tells nobody anything."""
+    from hil.lab.lease import look
+
+    found = {}
+    for name, platform in _each_host(inventory):
+        deadline = Deadline(ASK, f"the leases of {name}")
+        held = look(platform.transport, platform.dialect, deadline)
+        found[name] = tuple(lease for lease in held if not lease.name.startswith("run."))
+    return found
+
+
+def _lease_row(lease: Lease) -> dict[str, str | int]:
+    return asdict(lease.holder) if lease.holder else {}
+
+
+def _held_by(lease: Lease) -> str:
+    return f"held by {lease.holder or 'a process that left no record'}"
+
+
+def _each_host(inventory: Lab) -> Iterator[tuple[str, Platform]]:
+    """Each host of a physical lab, connected while it is looked at.  Takes no lease."""
+    from hil.lab.live import connect, platform_of
+    from hil.lab.models import LabKind
+
+    if inventory.kind is not LabKind.PHYSICAL:
+        raise InventoryError(
+            f"the lab {inventory.name} is {inventory.kind}: each run makes one for itself, so "
+            "nobody else can use it, and nothing of it stays",
+            hint="name a physical lab with --lab",
+        )
+    for name in inventory.hosts:
+        transport = connect(inventory, name, Deadline(ASK, f"a connection to {name}"))
+        try:
+            yield name, platform_of(inventory, name, transport)
+        finally:
+            transport.close()
+
+
+@app.command()
+@_command
+def recover(
+    lab: LabOption,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show it; change nothing.")
+    ] = False,
+) -> int:
+    """Put back what dead runs left on a physical lab's hosts; status 4: not all could be."""
+    from hil.lab.load import load
+
+    code = 0
+    for _, platform in _each_host(load(lab)):
+        code = max(code, _show_leftovers(platform) if dry_run else _recover(platform))
+    return code
+
+
+def _show_leftovers(platform: Platform) -> int:
+    from hil import journal
+    from hil.lab.recover import leftovers, words
+    from hil.reporting.text import one_line
+
+    kinds = {kind.name: kind for kind in platform.undo_kinds}
+    deadline = Deadline(ASK, f"the journal of {platform.host}")
+    contents = journal.read(platform.transport, platform.dialect, deadline)
+    found = leftovers(contents)
+    for entry in found:
+        kind = kinds.get(entry.undo.kind)
+        doubt = "" if entry.made else " (perhaps: the run ended while it was being done)"
+        text = one_line(f"{words(entry, kinds)}{doubt}, by {entry.by}", 500)
+        typer.echo(f"{platform.host}: {text}")
+        if kind is not None and kind.fits(entry.undo):
+            typer.echo(f"    by hand: {one_line(kind.command(entry.undo), 500)}")
+    for file in contents.unreadable:
+        typer.echo(one_line(f"{platform.host}: {file.run}/{file.name} is no entry", 500))
+    if not found:
+        typer.echo(f"{platform.host}: no dead run left anything")
+    return 0
+
+
+def _recover(platform: Platform) -> int:
+    from hil.lab import recover as recovery
+    from hil.reporting.text import one_line
+
+    kinds = {kind.name: kind for kind in platform.undo_kinds}
+    deadline = Deadline(UP, f"the recovery of {platform.host}")
+    recovered = recovery.recover(platform, deadline)
+    for title, entries in (("undone", recovered.undone), ("in use, left alone", recovered.kept)):
+        for entry in entries:
+            text = one_line(recovery.words(entry, kinds), 500)
+            typer.echo(f"{platform.host}: {title}: {text}")
+    for text in recovered.unreadable:
+        typer.echo(one_line(f"{platform.host}: cannot be read, left alone: {text}", 500))
+    for _, error in recovered.failed:
+        complain(error)
+    if not (recovered.undone or recovered.kept or recovered.failed or recovered.unreadable):
+        typer.echo(f"{platform.host}: no dead run left anything")
+    return LabError.exit_code if recovered.failed else 0
 
 
 # ---- hil doctor -----------------------------------------------------------------------

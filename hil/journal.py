@@ -378,10 +378,6 @@ class Journal:
         transport: a root shell on the host.
         dialect: the host's.
         kinds: what can be recorded there.
-        run: the run's id; empty: a new one.
-        lease: the file that shows that the run still has its leases (:func:`run_lock`): where
-            it is empty or gone, nothing is changed any more.  Empty: a host that is this run's
-            alone.
     """
 
     def __init__(
@@ -389,14 +385,16 @@ class Journal:
         transport: Transport,
         dialect: Dialect,
         kinds: Iterable[Kind],
-        run: str = "",
-        lease: str = "",
     ) -> None:
-        self.run = run or new_run()
+        self.run = new_run()
+        """The run's id."""
+        self.lease = ""
+        """The file that shows that the run still has its leases (:func:`run_lock`): where it
+        is empty or gone on the host, nothing is changed any more.  Empty: a host that is
+        this run's alone."""
         self._transport = transport
         self._dialect = dialect
         self._kinds = {kind.name: kind for kind in kinds}
-        self._lease = lease
         self._folder = f"{dialect.journal}/{self.run}"
         self._by = _who()
         self._lock = threading.Lock()
@@ -462,7 +460,7 @@ class Journal:
             old = list(self._undone)
         record = {
             "folder": self._folder,
-            "lease": self._lease,
+            "lease": self.lease,
             "old": " ".join(old),
             "name": name,
             "text": entry.to_line(),

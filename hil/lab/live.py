@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 from hil.deadline import Deadline
 from hil.errors import LabError
-from hil.guests.images import GuestImage
+from hil.guests.images import GuestImage, Loader
+from hil.journal import run_lock
 from hil.lab.check import check_against
-from hil.lab.lock import OnWait, hold
+from hil.lab.lease import Holder, Leases, OnWait, cards
 from hil.lab.models import Lab, LabKind
+from hil.lab.recover import put_back
+from hil.pci.address import Address
 from hil.platforms.contract import Function, Platform
 from hil.transport.base import Transport
 
@@ -32,6 +35,8 @@ class LiveLab:
     """By host name, in the inventory's order."""
     emulated: EmulatedLab | None = None
     """The machine below an emulated lab's one host."""
+    leases: Mapping[str, Leases] = field(default_factory=dict)
+    """What this run holds of each physical host, by name."""
     _devices: dict[str, tuple[Function, ...]] = field(default_factory=dict)
 
     def functions(self, device: str, deadline: Deadline) -> tuple[Function, ...]:
@@ -74,10 +79,13 @@ def open_lab(
         fresh: an emulated lab only: boot it, rather than restore its saved state.
         faults: a simulated lab only: bugs of the past that its host has, by name.
         progress: told, one line at a time, what is being done.
-        on_wait: see :func:`hil.lab.lock.hold`.
+        on_wait: told of each card that is waited for, with its host, who holds it, and
+            seconds waited.
 
     Raises:
-        LabError: a host cannot be reached, or another run holds it.
+        LabError: a host cannot be reached, another run holds what this one needs of it, or
+            what a dead run left of it cannot be put back.
+        ExceptionGroup: at the end, something could not be put back.
         InventoryError: keys, options or inventory are wrong.
     """
     with contextlib.ExitStack() as stack:
@@ -92,14 +100,76 @@ def open_lab(
             progress(f"starting the simulated host {lab.name}")
             yield _simulated(lab, stack, iommu, faults, deadline)
             return
-        stack.enter_context(hold(lab, run, Deadline(wait, f"the lab {lab.name}"), on_wait))
-        platforms = {}
-        for name in lab.hosts:
+        found = {}
+        waiting = Deadline(wait, f"the lab {lab.name}")
+        # In the same order for all inventories, so that two runs do not wait for each other.
+        for name in sorted(lab.hosts, key=lambda host: (lab.hosts[host].address.lower(), host)):
             progress(f"connecting to {name}")
             transport = connect(lab, name, deadline)
             stack.callback(transport.close)
-            platforms[name] = platform_of(lab, name, transport)
-        yield LiveLab(lab, platforms)
+            found[name] = _hold(lab, name, transport, stack, run, waiting, deadline, on_wait)
+        yield LiveLab(
+            lab,
+            {name: found[name][0] for name in lab.hosts},
+            leases={name: found[name][1] for name in lab.hosts},
+        )
+
+
+#: Seconds for what a run has left unreturned at its end.
+_AT_THE_END = 120
+
+
+def _hold(
+    lab: Lab,
+    host: str,
+    transport: Transport,
+    stack: contextlib.ExitStack,
+    run: str,
+    waiting: Deadline,
+    deadline: Deadline,
+    on_wait: OnWait | None,
+) -> tuple[Platform, Leases]:
+    """Lease what the lab has of a physical host, and put back what dead runs left of it."""
+    platform = platform_of(lab, host, transport)
+    journal = platform.journal
+
+    def tell(card: str, who: Holder | None, waited: float) -> None:
+        if on_wait is not None:
+            on_wait(f"{card} of {host}", who, waited)
+
+    leases = Leases.take(
+        transport,
+        platform.dialect,
+        _cards(lab, host, platform.functions(deadline)),
+        Holder.this_process(run),
+        waiting,
+        run=journal.run,
+        on_wait=tell,
+    )
+    stack.callback(leases.close)
+    journal.lease = run_lock(platform.dialect, journal.run)
+    stack.callback(lambda: journal.close(Deadline(_AT_THE_END, f"the last undos on {host}")))
+    put_back(platform, deadline, leases.names)
+    return platform, leases
+
+
+def _cards(lab: Lab, host: str, functions: Sequence[Function]) -> tuple[str, ...]:
+    """The cards of ``host`` that a run with ``lab`` leases: all, but where runs share the host."""
+    endpoints = [f for f in functions if f.config.header_type == 0]
+    if not lab.hosts[host].shared:
+        return cards(functions, [f.address for f in endpoints])
+    wanted: list[Address] = []
+    for found in check_against(lab, host, functions).values():
+        wanted += [function.address for function in found]
+    for device in lab.devices.values():
+        peer = device.peer
+        if peer is not None and (peer.host or device.host) == host:
+            wanted += [
+                f.address
+                for f in endpoints
+                if f.address == peer.function or peer.interface in f.interfaces
+            ]
+    return cards(functions, wanted)
 
 
 def live_emulated(lab: Lab, machine: EmulatedLab, deadline: Deadline) -> LiveLab:
@@ -172,8 +242,10 @@ def platform_of(lab: Lab, host: str, transport: Transport) -> Platform:
     if entry.platform == "linux-vfio":
         from hil.platforms.linux import LinuxVfio
 
-        return LinuxVfio(host, transport, images=images_of(lab))
-    raise LabError(f"{host}: hil has no adapter for the platform {entry.platform} yet")
+        return LinuxVfio(host, transport, images=images_of(lab), shared=entry.shared)
+    from hil.platforms.freebsd import FreebsdBhyve
+
+    return FreebsdBhyve(host, transport, images=images_of(lab))
 
 
 def images_of(lab: Lab) -> tuple[GuestImage, ...]:
@@ -182,10 +254,14 @@ def images_of(lab: Lab) -> tuple[GuestImage, ...]:
         GuestImage(
             name=name,
             os=entry.os,
-            root=entry.root,
+            root=entry.root or "",
+            snapshot=entry.snapshot or "",
             kernel=entry.kernel or "",
             initrd=entry.initrd or "",
             arguments=entry.arguments,
+            loader=Loader(entry.loader or ("bhyveload" if entry.os == "freebsd" else "grub")),
+            bootrom=entry.bootrom or "",
+            grub_root=entry.grub_root or "",
         )
         for name, entry in lab.images.items()
     )

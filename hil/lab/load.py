@@ -266,8 +266,19 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
                 "missing; a host of a physical lab is reached at an address, or transport 'local'"
             )
             problems.append(Problem(f"{key}.address", text))
+        if host.shared and host.danger > 1:
+            text = "a shared host may run nothing above 1: it would take other runs' host away"
+            problems.append(Problem(f"{key}.danger", text, bounded(host.danger)))
         if host.host_key and host.known_hosts:
             problems.append(Problem(f"{key}.host_key", "give this or known_hosts, not both"))
+    for name, image in inventory.images.items():
+        key = _key(("images", name))
+        if (image.root is None) == (image.snapshot is None):
+            problems.append(Problem(f"{key}.root", "give either root or snapshot"))
+        if image.loader == "uefi" and image.bootrom is None:
+            problems.append(Problem(f"{key}.bootrom", 'missing; loader "uefi" needs the firmware'))
+        if image.loader == "grub" and image.kernel is None and image.grub_root is None:
+            problems.append(Problem(f"{key}.grub_root", "missing; GRUB needs this or kernel"))
     owners: dict[tuple[str, Address], str] = {}
     for name, device in inventory.devices.items():
         key = _key(("devices", name))

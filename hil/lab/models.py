@@ -73,6 +73,12 @@ def _host_key(value: str) -> str:
     return value
 
 
+def _snapshot(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.:/-]*/[\w.:-]+@[\w.:-]+", value, re.ASCII):
+        raise ValueError("should be a snapshot of a ZVOL such as 'zroot/vm/freebsd@ready'")
+    return value
+
+
 def _absolute(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("should be an absolute path on the host")
@@ -115,6 +121,9 @@ class Host(_Model):
     danger: int = Field(default=1, ge=0, le=3)
     """Highest danger of the tests it may run: 0 none, 1 may wedge a device, 2 may hang or
     reboot the host, 3 may corrupt its memory (sacrificial hosts only)."""
+    shared: bool = False
+    """Whether several runs may use it at a time, each with its own devices; then no test of a
+    danger above 1 runs on it."""
 
 
 class Match(_Model):
@@ -161,11 +170,20 @@ class ImageEntry(_Model):
     """
 
     os: Literal["linux", "freebsd"] = "linux"
-    root: AbsolutePath
+    root: AbsolutePath | None = None
+    """The root disk, which guests only read or have copied; this or ``snapshot``."""
+    snapshot: Annotated[str, AfterValidator(_snapshot)] | None = None
+    """bhyve: a snapshot of a ZVOL, ``zroot/vm/freebsd@ready``, of which each guest gets a clone."""
     kernel: AbsolutePath | None = None
     initrd: AbsolutePath | None = None
     arguments: tuple[str, ...] = ()
-    """More words for the kernel's command line."""
+    """More words for the kernel's command line; for bhyveload, loader variables ``NAME=VALUE``."""
+    loader: Literal["bhyveload", "uefi", "grub"] | None = None
+    """bhyve: what loads it; empty: bhyveload for FreeBSD, grub for Linux."""
+    bootrom: AbsolutePath | None = None
+    """bhyve: the firmware of ``loader = "uefi"``."""
+    grub_root: str | None = Field(default=None, pattern=r"^[a-z0-9,]+$")
+    """bhyve: GRUB's root device (``hd0,msdos1``), where its grub.cfg is, if no ``kernel`` is given."""
 
 
 class LabSection(_Model):

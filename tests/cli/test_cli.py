@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 import hil
 from hil import cli
 from hil.errors import GuestError, HilError, InventoryError, LabError, ProductError
+from hil.journal import LINUX
+from hil.platforms.linux import LinuxVfio
 
 RIGHT = """
 [lab]
@@ -35,7 +38,8 @@ def signals() -> Iterator[None]:
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HIL_LOCK_DIR", str(tmp_path))
+    places = replace(LINUX, leases=str(tmp_path / "leases"), journal=str(tmp_path / "journal"))
+    monkeypatch.setattr(LinuxVfio, "dialect", places)
     monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "here.toml").write_text(RIGHT)
     return tmp_path / "here.toml"

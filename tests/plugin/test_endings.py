@@ -114,7 +114,7 @@ def test_a_lab_that_does_not_come_up_blocks_the_rest(run_hil: RunHil, labs: Fake
         "skipped": 0,
         "blocked": 4,
     }
-    assert ran.reason("test_4") == "the lab did not come up: no answer from alpha"
+    assert ran.reason("test_4") == "the lab is not to be had: no answer from alpha"
     ran.result.assert_outcomes(errors=1, skipped=4, passed=2)
     assert ran.text.count("LabError: no answer from alpha") == 1
     tags = [label["value"] for label in ran.results()["4"]["labels"] if label["name"] == "tag"]
