@@ -183,7 +183,7 @@ class ImageEntry(_Model):
     bootrom: AbsolutePath | None = None
     """bhyve: the firmware of ``loader = "uefi"``."""
     grub_root: str | None = Field(default=None, pattern=r"^[a-z0-9,]+$")
-    """bhyve: GRUB's root device (``hd0,msdos1``), where its grub.cfg is, if no ``kernel`` is given."""
+    """bhyve: GRUB's root device (``hd0,msdos1``), where its grub.cfg is; in place of ``kernel``."""
 
 
 class LabSection(_Model):

@@ -28,8 +28,11 @@ from hil.guests.images import GuestImage, Loader
 from hil.guests.os import GuestOS, guest_os
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.tables import Tables, Translation
+from hil.journal import Entry, Journal, Undo
 from hil.pci.address import Address
 from hil.platforms.contract import GuestSpec, MachineState, Template
+from hil.platforms.freebsd_errors import Ending, ending
+from hil.platforms.freebsd_undo import GUEST
 from hil.transport import keys
 from hil.transport.base import ByteStream, Transport
 from hil.transport.quoting import quote
@@ -122,6 +125,7 @@ class BhyveMachine:
         directory: where a guest's files go on the host.
         explain: decodes a refusal.
         tables: the IOMMU's tables now, and the host's memory: what reads the guest's memory.
+        journal: where it is recorded what the keeper makes, should the keeper be killed.
     """
 
     host: str
@@ -132,6 +136,7 @@ class BhyveMachine:
     directory: str
     explain: Explain
     tables: Callable[[Deadline], tuple[Tables, PhysicalMemory]]
+    journal: Journal
     number: int = field(default_factory=lambda: next(_numbers) % 16000)
     _keeper: ByteStream | None = field(default=None, init=False)
     _output: ConsoleLog | None = field(default=None, init=False)
@@ -139,6 +144,7 @@ class BhyveMachine:
     _started: bool = field(default=False, init=False)
     _destroyed: bool = field(default=False, init=False)
     _host_key: str = field(default="", init=False)
+    _made: Entry | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}", self.spec.name):
@@ -176,15 +182,21 @@ class BhyveMachine:
 
     @property
     def _clone(self) -> str:
-        return f"{self.image.snapshot.partition('@')[0]}-{self.vm}"
+        dataset = self.image.snapshot.partition("@")[0]
+        return f"{dataset}-{self.vm}" if dataset else ""
+
+    @property
+    def _unit(self) -> int:
+        """Of the tap and the bridge; at most 32767 (sys/net/if_clone.c)."""
+        return 1000 + self.number
 
     @property
     def _tap(self) -> str:
-        return f"tap{1000 + self.number}"
+        return f"tap{self._unit}"
 
     @property
     def _bridge(self) -> str:
-        return f"bridge{1000 + self.number}"
+        return f"bridge{self._unit}"
 
     @property
     def console_device(self) -> str:
@@ -208,7 +220,8 @@ class BhyveMachine:
     def steps(self) -> tuple[Step, ...]:
         """What the keeper makes, in this order."""
         image = self.image
-        steps = [Step(("mkdir", "-p", "-m", "700", self.files), ("rm", "-rf", self.files))]
+        remove = ("sh", "-c", 'rm -rf "$1" || exit; rmdir "${1%/*}" 2>/dev/null; true', "hil")
+        steps = [Step(("mkdir", "-p", "-m", "700", self.files), (*remove, self.files))]
         if image.snapshot:
             steps.append(
                 Step(("zfs", "clone", image.snapshot, self._clone), ("zfs", "destroy", self._clone))
@@ -340,6 +353,8 @@ class BhyveMachine:
             ProductError: bhyve or its loader refused, with what that means.
             LabError: what a guest needs could not be made.
         """
+        arguments = (self.vm, self.files, str(self._unit), self._clone or "none")
+        self._made = self.journal.record(Undo(GUEST.name, arguments), deadline=deadline)
         try:
             self._keeper = self.transport.open_stream(
                 ["sh", "-c", self.keeper_script()], deadline=deadline
@@ -416,11 +431,9 @@ class BhyveMachine:
                 return MachineState.CRASHED
             return MachineState.RUNNING if self._started else MachineState.PREPARED
         program, status = ended
-        # 1 is a power-off, and every error that bhyve finds too late for a better one: those
-        # have words (domain of err(3)).  2: all CPUs halted with interrupts off.
-        if program == "bhyve" and (status == 2 or (status == 1 and not self.failure().strip())):
-            return MachineState.STOPPED
-        return MachineState.CRASHED
+        how = ending(status, self.failure()) if program == "bhyve" else Ending.FAILED
+        stopped = (Ending.POWEROFF, Ending.HALT)
+        return MachineState.STOPPED if how in stopped else MachineState.CRASHED
 
     @property
     def restarts(self) -> int:
@@ -484,6 +497,8 @@ class BhyveMachine:
                 seen=self.failure(),
                 hint="finish it by hand: " + "; ".join(left),
             )
+        if self._made is not None and self._said("gone"):
+            self.journal.forget(self._made)
 
     def failure(self) -> str:
         """What bhyve and its loader wrote, without the keeper's own lines."""

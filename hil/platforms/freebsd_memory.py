@@ -8,13 +8,14 @@ own memory (md(4), ``-t malloc``).
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import struct
 
 from hil.deadline import Deadline
 from hil.errors import LabError
 from hil.iommu.memory import PhysicalMemory
+from hil.journal import RUN, Entry, Journal, Undo
+from hil.platforms.freebsd_undo import MEMORY_DISK
 from hil.transport.base import Transport
 
 PAGE = 4096
@@ -26,26 +27,22 @@ _ACPI_TABLES, _ACPI_LENGTH = 512, 1 << 20
 
 
 class DevMemory:
-    """A :class:`~hil.iommu.memory.PhysicalMemory` through ``/dev/mem``."""
+    """A :class:`~hil.iommu.memory.PhysicalMemory` through ``/dev/mem``.
 
-    def __init__(self, transport: Transport, deadline: Deadline) -> None:
+    Args:
+        transport: a root shell on the host.
+        deadline: for all that is read through this.
+        unit: bytes of one access, at a multiple of itself.
+    """
+
+    def __init__(self, transport: Transport, deadline: Deadline, unit: int = PAGE) -> None:
         self._transport = transport
         self._deadline = deadline
+        self._unit = unit
 
     def read(self, address: int, length: int) -> bytes:
         """``length`` bytes at a physical ``address``; LabError if the kernel refuses."""
-        return self._read(address, length, PAGE)
-
-    def registers(self, address: int, length: int) -> bytes:
-        """The same of a device's registers, 8 bytes at a time.
-
-        The kernel copies them to the reader as it copies memory (sys/amd64/amd64/mem.c): so short
-        a piece by one 64-bit access, which remapping units take (VT-d specification 11.2); a
-        long one perhaps byte by byte, which they need not.
-        """
-        return self._read(address, length, 8)
-
-    def _read(self, address: int, length: int, unit: int) -> bytes:
+        unit = self._unit
         first, last = address // unit, (address + length - 1) // unit
         command = ["dd", "if=/dev/mem", f"bs={unit}", f"skip={first}", f"count={last - first + 1}"]
         result = self._transport.run(
@@ -65,6 +62,16 @@ class DevMemory:
                 hint="root needs /dev/mem: not in a jail, and sysctl kern.securelevel below 1",
             )
         return data
+
+
+def device_registers(transport: Transport, deadline: Deadline) -> DevMemory:
+    """Devices' registers, 8 bytes at a time.
+
+    The kernel copies them to the reader as it copies memory (sys/amd64/amd64/mem.c): so short
+    a piece by one 64-bit access, which remapping units take (VT-d specification 11.2); a
+    long one perhaps byte by byte, which they need not.
+    """
+    return DevMemory(transport, deadline, unit=8)
 
 
 def acpi_table(memory: PhysicalMemory, root: int, signature: str) -> bytes | None:
@@ -112,24 +119,34 @@ class MdCanary:
     their own offset, so that a stray write shows wherever it lands.
     """
 
-    def __init__(self, transport: Transport, disk: str, block: bytes, blocks: int) -> None:
+    def __init__(
+        self, transport: Transport, journal: Journal, made: Entry, block: bytes, blocks: int
+    ) -> None:
         self._transport = transport
-        self._disk = disk
+        self._journal = journal
+        self._made = made
+        self._disk = made.undo.arguments[0]
         self._block = block
         self._blocks = blocks
 
     @classmethod
-    def fill(cls, transport: Transport, size: int, deadline: Deadline) -> MdCanary:
+    def fill(
+        cls, transport: Transport, journal: Journal, size: int, deadline: Deadline
+    ) -> MdCanary:
         """``size`` bytes (rounded up to 64 KiB) of the kernel's memory."""
         blocks = max(1, -(-size // _BLOCK))
         tag = secrets.randbits(48)
         block = b"".join(struct.pack("<Q", tag << 16 | at) for at in range(_BLOCK // 8))
+        name = f"md{secrets.randbelow(90000) + 10000}"
         command = ["mdconfig", "-a", "-t", "malloc", "-o", "reserve"]
-        made = transport.run([*command, "-s", f"{blocks * _BLOCK >> 10}k"], deadline=deadline)
-        name = made.check(hint="has the host so much free memory?").stdout.strip()
-        if not re.fullmatch(r"md\d{1,6}", name):
-            raise LabError("canary memory could not be made", host=transport.name, seen=name)
-        canary = cls(transport, name, block, blocks)
+        command += ["-s", f"{blocks * _BLOCK >> 10}k", "-u", name]
+        entry, result = journal.change(
+            Undo(MEMORY_DISK.name, (name,)), command, deadline=deadline, guard=RUN
+        )
+        if result.status != 0:
+            journal.forget(entry)
+            result.check(hint="has the host so much free memory?")
+        canary = cls(transport, journal, entry, block, blocks)
         try:
             canary._write(0, block * blocks, _BLOCK, deadline)
         except BaseException:
@@ -160,6 +177,7 @@ class MdCanary:
     def close(self, deadline: Deadline) -> None:
         """Free the memory."""
         self._transport.run(["mdconfig", "-d", "-u", self._disk], deadline=deadline).check()
+        self._journal.forget(self._made)
 
     def _read(self, first: int, length: int, unit: int, deadline: Deadline) -> bytes:
         command = ["dd", f"if=/dev/{self._disk}", f"bs={unit}", f"skip={first}"]

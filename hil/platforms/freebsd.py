@@ -1,0 +1,689 @@
+"""FreeBSD with bhyve.
+
+Base system only: pciconf(8), devctl(8), iovctl(8), bhyve(8), bhyveload(8), bhyvectl(8) and
+their like, each by a plain command.  What they print is read by :mod:`hil.platforms.freebsd_text`
+and :mod:`hil.platforms.freebsd_pci`, what their errors mean by :mod:`hil.platforms.freebsd_errors`.
+Sources: the manual pages, sys/amd64/vmm/io/ppt.c, sys/amd64/vmm/io/iommu.c,
+sys/kern/subr_bus.c and sys/dev/pci/pci_iov.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from hil import events
+from hil.deadline import Deadline
+from hil.errors import HilError, InventoryError, LabError, ProductError
+from hil.guests.images import GuestImage
+from hil.iommu.acpi import parse_dmar
+from hil.iommu.faults import FaultRecord, parse_fault_log
+from hil.iommu.memory import CachedMemory, PhysicalMemory
+from hil.iommu.registers import DrhdRegisters
+from hil.iommu.tables import HostTables
+from hil.journal import FREEBSD, Entry, Journal, Undo, card_of
+from hil.pci.address import Address
+from hil.pci.config import ConfigSpace
+from hil.platforms import freebsd_undo
+from hil.platforms.contract import (
+    Canary,
+    Feature,
+    Function,
+    GuestSpec,
+    HostFacts,
+    Machine,
+    Owner,
+    Phase,
+    Platform,
+    Reservation,
+)
+from hil.platforms.freebsd_errors import decode, decode_bhyve
+from hil.platforms.freebsd_guest import PREFIX, BhyveMachine, Passed, Refusal
+from hil.platforms.freebsd_memory import DevMemory, MdCanary, acpi_table, device_registers
+from hil.platforms.freebsd_pci import (
+    STUB,
+    Survey,
+    functions,
+    parse_config_dump,
+    parse_pciconf,
+)
+from hil.platforms.freebsd_state import HostState
+from hil.platforms.freebsd_text import (
+    Release,
+    parse_acpi_tables,
+    parse_devinfo,
+    parse_kenv,
+    parse_kldstat,
+    parse_names,
+    parse_ps,
+    parse_release,
+    parse_sysctl,
+    parse_vmstat,
+    pptdevs,
+)
+from hil.transport.base import Result, Transport
+
+#: The passthru form that names a ppt device, and with it checks the PCI domain
+#: (usr.sbin/bhyve/pci_passthru.c).
+PPT_NAMES = Release(13, 2, "")
+#: r325039 and its merge to 11: what ppt holds and no guest has is in no domain.
+NO_DOMAIN_WHILE_IDLE = Release(11, 2, "")
+
+#: Bytes of a DRHD unit's register page (VT-d specification 11.4).
+DRHD_PAGE = 4096
+
+#: Until r325039, since r305485: what ppt holds and no guest has is in the host's domain.
+_HOST_WHILE_IDLE: Mapping[Phase, Owner] = {
+    Phase.BOOT: Owner.HOST,
+    Phase.IDLE: Owner.HOST,
+    Phase.ASSIGNED: Owner.GUEST,
+    Phase.DESTROYED: Owner.HOST,
+    Phase.RETURNED: Owner.HOST,
+}
+_NOBODY_WHILE_IDLE: Mapping[Phase, Owner] = {
+    **_HOST_WHILE_IDLE,
+    Phase.IDLE: Owner.NOBODY,
+    Phase.DESTROYED: Owner.NOBODY,
+}
+
+_SYSCTLS = (
+    "hw.model",
+    "hw.physmem",
+    "hw.ncpu",
+    "kern.osreldate",
+    "kern.securelevel",
+    "security.jail.jailed",
+    "vm.max_user_wired",
+    "vm.stats.vm.v_user_wire_count",
+    "machdep.acpi_root",
+    "hw.vmm",
+    "dev.ivhd",
+)
+
+#: What tells which functions there are and which the host needs: must succeed, then may not.
+_SURVEY: Mapping[str, tuple[str, ...]] = {
+    "pciconf": ("pciconf", "-lvbce"),
+    "devinfo": ("devinfo",),
+    "mounts": ("mount", "-p"),
+    "swap": ("swapinfo",),
+    "geom": ("sysctl", "-n", "kern.geom.conftxt"),
+    "ifconfig": ("ifconfig", "-a"),
+    "routes": ("netstat", "-rn"),
+}
+_SURVEY_IF_THERE: Mapping[str, tuple[str, ...]] = {
+    "camcontrol": ("camcontrol", "devlist", "-v"),
+    "console": ("sysctl", "-i", "kern.console", "hw.pci.default_vgapci_unit"),
+    "ssh_connection": ("sh", "-c", 'echo "$SSH_CONNECTION"'),
+}
+
+_CONFIGS = r"""
+for selector in "$@"; do
+    echo "function $selector"
+    pciconf -r "$selector" 0:0xfff
+done
+"""
+
+
+class FreebsdBhyve(Platform):
+    """A FreeBSD host whose guests run under bhyve.
+
+    Args:
+        host: the host's name in the inventory.
+        transport: a root shell on it.
+        images: the guest images it has.
+        directory: where guests' files go on the host, in a folder of the run; made when needed.
+        journal: where changes to the host are recorded; by default one of its own.
+    """
+
+    name = "freebsd-bhyve"
+    system = "freebsd"
+    stub_driver = STUB
+    lazy_iommu = True
+    dialect = FREEBSD
+    undo_kinds = freebsd_undo.KINDS
+
+    def __init__(
+        self,
+        host: str,
+        transport: Transport,
+        *,
+        images: Iterable[GuestImage] = (),
+        directory: str = "/var/run/hil",
+        journal: Journal | None = None,
+    ) -> None:
+        self.host = host
+        self.transport = transport
+        self.journal = journal or Journal(transport, self.dialect, self.undo_kinds)
+        self.images = {image.name: image for image in images}
+        self._directory = f"{directory.rstrip('/')}/{self.journal.run}"
+        self._taken: dict[Address, Entry] = {}
+        self._made_vfs: dict[Address, Entry] = {}
+
+    # ---- what is constant --------------------------------------------------------
+
+    @functools.cached_property
+    def release(self) -> Release:
+        """Of the running kernel."""
+        return parse_release(self._run("uname", "-r", deadline=self._look("release")).stdout)
+
+    @property
+    def domains(self) -> Mapping[Phase, Owner]:
+        """Whose memory a function can reach at each phase, once the IOMMU is on."""
+        recent = self.release >= NO_DOMAIN_WHILE_IDLE
+        return _NOBODY_WHILE_IDLE if recent else _HOST_WHILE_IDLE
+
+    @functools.cached_property
+    def features(self) -> frozenset[Feature]:
+        """What this host can do, tried out once."""
+        deadline = self._look("features")
+        found = {Feature.SRIOV, Feature.NMI}
+        facts = self.facts(deadline)
+        if facts.iommu_enabled:
+            found.add(Feature.IOMMU)
+        with contextlib.suppress(LabError):
+            self._acpi(deadline)
+            found.add(Feature.PHYSICAL_MEMORY)
+            self.tables(deadline)
+            # A guest's memory is read where the tables lead.
+            found |= {Feature.TABLES, Feature.GUEST_MEMORY}
+        # bhyve reports no faults of VT-d: they are read from its registers.
+        if facts.iommu_enabled and (facts.iommu == "amd-vi" or Feature.TABLES in found):
+            found.add(Feature.FAULTS)
+        return frozenset(found)
+
+    def _look(self, what: str) -> Deadline:
+        return Deadline(60, f"a look at the {what} of {self.host}")
+
+    # ---- facts -------------------------------------------------------------------
+
+    def facts(self, deadline: Deadline) -> HostFacts:
+        state = self.state(deadline)
+        sysctl, kenv = state.sysctl or {}, state.kenv or {}
+        tables = state.tables or frozenset()
+        amd = "IVRS" in tables
+        enabled = _setting(state, "hw.vmm.iommu.enable", "1") != "0" and (
+            _setting(state, "hw.vmm.amdvi.enable", "0") == "1" if amd else "DMAR" in tables
+        )
+        loaded = "vmm" in (state.modules or ())
+        settings = ("hw.vmm.iommu", "hw.vmm.amdvi", "hw.vmm.ppt", "kern.", "security.", "vm.")
+        tunables = ("pptdevs", "hw.vmm.", "hw.dmar.", "hw.amdiommu.", "hw.iommu.")
+        extra = {name: value for name, value in sysctl.items() if name.startswith(settings)}
+        extra |= {f"kenv {n}": v for n, v in kenv.items() if n.startswith(tunables)}
+        return HostFacts(
+            os=f"FreeBSD {self.release}",
+            kernel=self._run("uname", "-v", deadline=deadline).stdout.strip(),
+            hypervisor=f"bhyve of FreeBSD {self.release}" + ("" if loaded else ", vmm not loaded"),
+            cpu=sysctl.get("hw.model", ""),
+            memory=int(sysctl.get("hw.physmem", "0")),
+            iommu="amd-vi" if amd else "vt-d" if "DMAR" in tables else "none",
+            iommu_enabled=enabled,
+            extra=extra,
+        )
+
+    def state(
+        self, deadline: Deadline, vm: str = "", devices: tuple[Address, ...] = ()
+    ) -> HostState:
+        """Facts that tell one cause of a failure from another; changes nothing."""
+        pci = self._run("pciconf", "-l", deadline=deadline).stdout
+        attached = parse_devinfo(self._run("devinfo", deadline=deadline).stdout).parents
+        modules = parse_kldstat(self._run("kldstat", "-v", deadline=deadline).stdout)
+        return HostState(
+            release=self.release,
+            sysctl=self._sysctls(deadline),
+            kenv=parse_kenv(self._try("kenv", "-q", deadline=deadline).stdout),
+            modules=frozenset(module for file in modules for module in file.modules),
+            tables=frozenset(
+                parse_acpi_tables(self._try("acpidump", "-t", deadline=deadline).stdout)
+            ),
+            dmesg=self.kernel_log(deadline),
+            drivers={
+                entry.address: entry.driver if entry.name in attached else None
+                for entry in parse_pciconf(pci)
+            },
+            vms=self.guests(deadline),
+            processes=parse_ps(
+                self._run("ps", "-axww", "-o", "pid=", "-o", "command=", deadline=deadline).stdout
+            ),
+            vm=vm,
+            devices=devices,
+        )
+
+    def _sysctls(self, deadline: Deadline) -> dict[str, str]:
+        return parse_sysctl(self._try("sysctl", "-i", *_SYSCTLS, deadline=deadline).stdout)
+
+    # ---- functions ---------------------------------------------------------------
+
+    def functions(self, deadline: Deadline) -> tuple[Function, ...]:
+        texts = {
+            name: self._run(*command, deadline=deadline).stdout for name, command in _SURVEY.items()
+        }
+        texts |= {
+            name: self._try(*command, deadline=deadline).stdout
+            for name, command in _SURVEY_IF_THERE.items()
+        }
+        # Without ZFS, zpool(8) would load it.
+        if self._try("kldstat", "-q", "-m", "zfs", deadline=deadline).status == 0:
+            texts["zpool"] = self._try("zpool", "status", "-LP", deadline=deadline).stdout
+        entries = parse_pciconf(texts["pciconf"])
+        configs = self._configs([entry.address for entry in entries], deadline)
+        return functions(Survey(configs=configs, host=self.host, **texts))
+
+    def _configs(self, addresses: Sequence[Address], deadline: Deadline) -> dict[Address, bytes]:
+        selectors = [address.selector for address in addresses]
+        text = self._try("sh", "-c", _CONFIGS, "hil", *selectors, deadline=deadline).stdout
+        configs = {}
+        for part in re.split(r"^function ", text, flags=re.MULTILINE)[1:]:
+            selector, _, dump = part.partition("\n")
+            if dump.strip():  # it may have gone since
+                configs[Address.parse(selector)] = parse_config_dump(dump)
+        return configs
+
+    def function(self, address: Address, deadline: Deadline) -> Function:
+        for function in self.functions(deadline):
+            if function.address == address:
+                return function
+        raise LabError(
+            f"host {self.host} has no PCI function {address}",
+            host=self.host,
+            hint="see what it has with: hil devices",
+        )
+
+    def read_config(self, address: Address, deadline: Deadline) -> ConfigSpace:
+        command = ("pciconf", "-r", address.selector, "0:0xfff")
+        return ConfigSpace(parse_config_dump(self._run(*command, deadline=deadline).stdout))
+
+    def write_config(self, address: Address, offset: int, value: bytes, deadline: Deadline) -> None:
+        while value:
+            # pciconf writes words of 1, 2 or 4 bytes, each aligned.
+            width = next(w for w in (4, 2, 1) if len(value) >= w and offset % w == 0)
+            size = {4: (), 2: ("-h",), 1: ("-b",)}[width]
+            number = f"{int.from_bytes(value[:width], 'little'):#x}"
+            command = ("pciconf", "-w", *size, address.selector, f"{offset:#x}", number)
+            self._run(*command, deadline=deadline)
+            offset, value = offset + width, value[width:]
+
+    def reset(self, address: Address, deadline: Deadline, method: str = "") -> None:
+        function = self.function(address, deadline)
+        usual = function.reset_methods[0] if function.reset_methods else ""
+        if method and method != usual:
+            raise LabError(
+                f"FreeBSD resets {address} by {usual or 'nothing'}, and takes no other method",
+                host=self.host,
+                hint=f"it was to be {method}",
+            )
+        # A driver other than ppt is detached and attached again: few survive a reset.
+        detach = ["-d"] if function.driver not in (None, STUB) else []
+        before = self.kernel_log(deadline)
+        with events.step(f"reset {address} on {self.host}"):
+            self._devctl(
+                "reset", *detach, address.selector, what=f"reset {address}", deadline=deadline
+            )
+        told = _news(before, self.kernel_log(deadline))
+        pending = [line for line in told if re.search(r"[Tt]ransactions pending after FLR", line)]
+        if not usual or pending:
+            raise ProductError(
+                f"{address} was not reset: "
+                + ("it has neither FLR nor a reset by D3" if not usual else "see the kernel's log"),
+                host=self.host,
+                seen="\n".join(told),
+            )
+
+    # ---- reserve and return ------------------------------------------------------
+
+    def reserve(self, addresses: Sequence[Address], deadline: Deadline) -> Reservation:
+        everything = {f.address: f for f in self.functions(deadline)}
+        chosen = [self._passable(everything, address) for address in addresses]
+        self._load_vmm(deadline)
+        # What is reserved already, by pptdevs or with its VF's making, is left as it is.
+        fresh = [function for function in chosen if not function.reserved]
+        reservation = Reservation(tuple(addresses), {f.address: f.driver for f in fresh})
+        with events.step(f"reserve {', '.join(map(str, addresses))} on {self.host}"):
+            try:
+                for function in fresh:
+                    self._take(function, deadline)
+            except HilError:
+                with contextlib.suppress(HilError):
+                    self.give_back(reservation, deadline)
+                raise
+        return reservation
+
+    def _passable(self, everything: Mapping[Address, Function], address: Address) -> Function:
+        function = everything.get(address)
+        if function is None:
+            raise InventoryError(
+                f"host {self.host} has no PCI function {address}",
+                host=self.host,
+                hint="see what it has with: hil devices",
+            )
+        if function.config.header_type != 0:
+            # A set driver would fail, and first detach all that is behind it.
+            raise InventoryError(
+                f"{address} is a bridge (header type {function.config.header_type}); "
+                "only functions of header type 0 can be passed",
+                host=self.host,
+            )
+        if function.in_use_as:
+            raise InventoryError(
+                f"{address} is the host's {function.in_use_as}; it will not be taken away",
+                host=self.host,
+                hint="name another device in the inventory",
+            )
+        if address.domain != 0:
+            raise InventoryError(
+                f"{address} is in PCI domain {address.domain}; bhyve passes functions of domain 0 "
+                "only, and would take another one for it",
+                host=self.host,
+            )
+        return function
+
+    def _load_vmm(self, deadline: Deadline) -> None:
+        loaded = self._try("kldload", "-n", "vmm", deadline=deadline)
+        # It succeeds also where the CPU cannot virtualize; the module then is not there.
+        there = self._try("kldstat", "-q", "-m", "vmm", deadline=deadline)
+        if loaded.status != 0 or there.status != 0:
+            diagnosis = decode(loaded.stderr, self.state(deadline))
+            raise diagnosis.error(
+                f"vmm cannot be loaded on {self.host}", host=self.host, command=loaded.command
+            )
+
+    def _take(self, function: Function, deadline: Deadline) -> None:
+        """Attach it to ppt, the way back being recorded first."""
+        address = function.address
+        force = ["-f"] if function.driver else []
+        entry, result = self.journal.change(
+            Undo(freebsd_undo.DRIVER.name, (address.selector, function.driver or "none")),
+            ["devctl", "set", "driver", *force, address.selector, STUB],
+            deadline=deadline,
+            guard=card_of(function.physical_function or address),
+        )
+        self._taken[address] = entry
+        # The name of ppt's may also be of an attempt that failed.
+        name, attached = self._driver_of(address, deadline)
+        if result.status != 0 or not attached or not name.startswith(STUB):
+            raise decode(result.stderr, self.state(deadline)).error(
+                f"{address} was not attached to {STUB}", host=self.host, command=result.command
+            )
+
+    def _driver_of(self, address: Address, deadline: Deadline) -> tuple[str, bool]:
+        """Name of its driver and unit, and whether that is attached."""
+        listed = parse_pciconf(
+            self._run("pciconf", "-l", address.selector, deadline=deadline).stdout
+        )
+        attached = self._try("pciconf", "-a", address.selector, deadline=deadline).status == 0
+        return (listed[0].name if listed else ""), attached
+
+    def give_back(self, reservation: Reservation, deadline: Deadline) -> None:
+        with events.step(f"return {', '.join(map(str, reservation.addresses))} on {self.host}"):
+            failures: list[HilError] = []
+            for address in reversed(reservation.addresses):
+                try:
+                    self._return(address, reservation, deadline)
+                except HilError as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0] if len(failures) == 1 else _joined(failures)
+
+    def _return(self, address: Address, reservation: Reservation, deadline: Deadline) -> None:
+        before = reservation.previous_drivers
+        if address not in before:
+            # Reserved before us: by the loader or a VF's maker on purpose, or by a run that died.
+            kenv = parse_kenv(self._try("kenv", "-q", deadline=deadline).stdout)
+            if address in pptdevs(kenv) or self.function(address, deadline).physical_function:
+                return
+            command = ["devctl", "clear", "driver", "-f", address.selector]
+        else:
+            script = freebsd_undo.DRIVER.script
+            command = ["sh", "-c", script, "hil", address.selector, before[address] or "none"]
+        result = self._try(*command, deadline=deadline)
+        name, attached = self._driver_of(address, deadline)
+        now = name.rstrip("0123456789") if attached else None
+        if now == STUB or (before.get(address) and now != before[address]):
+            busy = "busy" in result.stderr
+            raise decode(result.stderr, self.state(deadline)).error(
+                f"{address} is held by a guest and cannot be returned"
+                if busy
+                else f"{address} should be with {before.get(address) or 'no driver'} "
+                f"and is with {now or 'no driver'}",
+                host=self.host,
+                command=result.command,
+            )
+        if entry := self._taken.pop(address, None):
+            self.journal.forget(entry)
+
+    def create_vfs(self, address: Address, count: int, deadline: Deadline) -> tuple[Address, ...]:
+        name, attached = self._driver_of(address, deadline)
+        if not attached:
+            raise ProductError(f"{address} has no driver, and so makes no VFs", host=self.host)
+        path = f"{self._directory}/iov-{name}.conf"
+        with events.step(f"create {count} VFs of {address} on {self.host}"):
+            for interface in self.function(address, deadline).interfaces:
+                self._run("ifconfig", interface, "up", deadline=deadline)
+            schema = self._try("iovctl", "-S", "-d", name, deadline=deadline).stdout
+            self._run("mkdir", "-p", "-m", "700", self._directory, deadline=deadline)
+            text = _iov_configuration(name, address, count, macs="mac-addr" in schema)
+            self.transport.put(text.encode(), path, deadline=deadline)
+            self._made_vfs[address], result = self.journal.change(
+                Undo(freebsd_undo.VFS.name, (name,)),
+                ["iovctl", "-C", "-f", path],
+                deadline=deadline,
+                guard=card_of(address),
+            )
+            self._try("rm", "-f", path, deadline=deadline)
+            made = self.function(address, deadline).virtual_functions
+            if result.status != 0 or len(made) != count:
+                with contextlib.suppress(LabError):
+                    self.journal.undo(self._made_vfs.pop(address), deadline)
+                raise ProductError(
+                    f"{address} was to make {count} VFs and has made {len(made)}",
+                    host=self.host,
+                    seen=result.stderr,
+                    command=result.command,
+                )
+        return made
+
+    def remove_vfs(self, address: Address, deadline: Deadline) -> None:
+        name, _ = self._driver_of(address, deadline)
+        with events.step(f"remove the VFs of {address} on {self.host}"):
+            result = self._try("iovctl", "-D", "-d", name, deadline=deadline)
+        left = self.function(address, deadline).virtual_functions
+        if result.status != 0 or left:
+            raise ProductError(
+                f"the VFs of {address} stay: "
+                + (
+                    "a guest holds one" if "busy" in result.stderr else "iovctl did not remove them"
+                ),
+                host=self.host,
+                seen=result.stderr,
+                command=result.command,
+            )
+        if entry := self._made_vfs.pop(address, None):
+            self.journal.forget(entry)
+
+    # ---- guests ------------------------------------------------------------------
+
+    def create_guest(self, spec: GuestSpec, deadline: Deadline) -> Machine:
+        image = self.images.get(spec.image)
+        if image is None:
+            raise InventoryError(
+                f"host {self.host} has no guest image {spec.image!r}",
+                host=self.host,
+                hint=f"it has: {', '.join(sorted(self.images)) or 'none'}",
+            )
+        self._load_vmm(deadline)
+        self._run("kldload", "-n", "nmdm", deadline=deadline)
+        passed = [Passed(address, self._form(address, deadline)) for address in spec.devices]
+        machine = BhyveMachine(
+            host=self.host,
+            transport=self.transport,
+            spec=spec,
+            image=image,
+            passed=passed,
+            directory=self._directory,
+            explain=lambda program, status, seen: self._explain(machine, program, status, seen),
+            tables=lambda limit: (self.tables(limit), self.physical_memory(limit)),
+            journal=self.journal,
+        )
+        with events.step(f"create guest {spec.name} on {self.host}"):
+            machine.create(deadline)
+        return machine
+
+    def _form(self, address: Address, deadline: Deadline) -> str:
+        """How this release's bhyve is told a function."""
+        name, attached = self._driver_of(address, deadline)
+        if address.domain != 0:
+            raise InventoryError(f"{address} is not in PCI domain 0", host=self.host)
+        if self.release >= PPT_NAMES and attached and name.startswith(STUB):
+            return name
+        # Also where it is not ppt's: bhyve itself is to say so.
+        return address.slashes
+
+    def _explain(self, machine: BhyveMachine, program: str, status: int, seen: str) -> Refusal:
+        deadline = Deadline(30, f"the reason why {program} refused")
+        state = self.state(deadline, machine.vm, machine.spec.devices)
+        diagnosis = decode_bhyve(status, seen, state) if program == "bhyve" else decode(seen, state)
+        running = {process.vm for process in state.processes or ()}
+        stale = [
+            name
+            for name in state.vms or ()
+            if name.startswith(PREFIX) and name != machine.vm and name not in running
+        ]
+        hint = diagnosis.remedy
+        if stale:
+            commands = "; ".join(f"bhyvectl --vm={name} --destroy" for name in stale)
+            hint = f"{hint}; left by runs of hil that died: {commands}".removeprefix("; ")
+        return Refusal(diagnosis.explain(), hint)
+
+    def guests(self, deadline: Deadline) -> tuple[str, ...]:
+        # The directory comes and goes with the first and last of them.
+        listed = self._try("ls", "/dev/vmm", deadline=deadline)
+        return tuple(sorted(parse_names(listed.stdout))) if listed.status == 0 else ()
+
+    # ---- the IOMMU, memory, interrupts -------------------------------------------
+
+    def tables(self, deadline: Deadline) -> HostTables:
+        from hil.iommu.host import host_tables
+
+        dmar, ivrs = self._acpi(deadline)
+        return host_tables(
+            dmar=dmar,
+            ivrs=ivrs,
+            registers=device_registers(self.transport, deadline),
+            memory=CachedMemory(DevMemory(self.transport, deadline)),
+        )
+
+    def _acpi(self, deadline: Deadline) -> tuple[bytes | None, bytes | None]:
+        """The firmware's tables of IOMMUs, Intel's and AMD's; read once."""
+        if self._acpi_read is None:
+            root = self._sysctls(deadline).get("machdep.acpi_root", "")
+            if not root.strip().isdigit():
+                raise LabError(f"{self.host} tells no address of its ACPI tables", seen=root)
+            memory = CachedMemory(DevMemory(self.transport, deadline))
+            dmar, ivrs = (acpi_table(memory, int(root), name) for name in ("DMAR", "IVRS"))
+            self._acpi_read = (dmar, ivrs)
+        return self._acpi_read
+
+    _acpi_read: tuple[bytes | None, bytes | None] | None = None
+
+    def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:
+        found = parse_fault_log(self.kernel_log(deadline))
+        with contextlib.suppress(LabError):
+            dmar, _ = self._acpi(deadline)
+            registers = device_registers(self.transport, deadline)
+            for unit in parse_dmar(dmar).units if dmar is not None else ():
+                found += DrhdRegisters(registers.read(unit.base, DRHD_PAGE)).faults()
+        return found
+
+    def physical_memory(self, deadline: Deadline) -> PhysicalMemory:
+        return DevMemory(self.transport, deadline)
+
+    def canary(self, size: int, deadline: Deadline) -> Canary:
+        return MdCanary.fill(self.transport, self.journal, size, deadline)
+
+    def interrupts(self, address: Address, deadline: Deadline) -> Mapping[str, int]:
+        name, _ = self._driver_of(address, deadline)
+        tree = parse_devinfo(self._run("devinfo", "-rv", deadline=deadline).stdout)
+        lines = parse_vmstat(self._run("vmstat", "-ia", deadline=deadline).stdout)
+        return {
+            f"{line.source} {line.name}".strip(): line.total
+            for line in lines
+            if line.name.partition(":")[0] == name or line.irq in tree.interrupts.get(name, ())
+        }
+
+    def footprint(self, deadline: Deadline) -> Mapping[str, int]:
+        interfaces = self._run("ifconfig", "-l", deadline=deadline).stdout.split()
+        processes = parse_ps(
+            self._run("ps", "-axww", "-o", "pid=", "-o", "command=", deadline=deadline).stdout
+        )
+        sysctl = self._sysctls(deadline)
+        find = ("find", self._directory, "-mindepth", "1")
+        counts = {
+            "guests": len(self.guests(deadline)),
+            "processes": len([process for process in processes if process.vm]),
+            "files": len(self._try(*find, deadline=deadline).stdout.splitlines()),
+            "interfaces": len([n for n in interfaces if n.startswith(("tap", "bridge"))]),
+            "memory disks": len(self._run("mdconfig", "-l", deadline=deadline).stdout.split()),
+            "reserved": int(sysctl.get("hw.vmm.ppt.devices", "0")),
+            "wired pages": int(sysctl.get("vm.stats.vm.v_user_wire_count", "0")),
+        }
+        if Feature.TABLES in self.features:
+            entries = list(self.tables(deadline).entries())
+            counts["table entries"] = len(entries)
+            counts["domains"] = len({entry.domain for entry in entries})
+        return counts
+
+    def kernel_log(self, deadline: Deadline) -> str:
+        return self._run("dmesg", deadline=deadline).stdout
+
+    # ---- commands ----------------------------------------------------------------
+
+    def _try(self, *command: str, deadline: Deadline) -> Result:
+        return self.transport.run(command, deadline=deadline)
+
+    def _run(self, *command: str, deadline: Deadline) -> Result:
+        return self._try(*command, deadline=deadline).check()
+
+    def _devctl(self, *words: str, what: str, deadline: Deadline) -> None:
+        result = self._try("devctl", *words, deadline=deadline)
+        if result.status != 0:
+            raise decode(result.stderr, self.state(deadline)).error(
+                f"the host could not {what}", host=self.host, command=result.command
+            )
+
+
+def _setting(state: HostState, name: str, default: str) -> str:
+    """A tunable of vmm's: what it took, or would take if it were loaded."""
+    return state.value(name) or (state.kenv or {}).get(name, default)
+
+
+def _iov_configuration(name: str, address: Address, count: int, *, macs: bool) -> str:
+    """For iovctl(8), iovctl.conf(5): VFs that go to the host's own drivers first."""
+    parts = [
+        f'PF {{\n    device : "{name}";\n    num_vfs : {count};\n}}',
+        "DEFAULT {\n    passthrough : false;\n}",
+    ]
+    if macs:
+        parts += [
+            f"VF-{index} {{\n    "
+            f'mac-addr : "02:68:69:{address.bus:02x}:{address.device:02x}:{index:02x}";\n}}'
+            for index in range(count)
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _news(before: str, after: str) -> list[str]:
+    """Lines that a log has got; all of it where its beginning has gone meanwhile."""
+    if after.startswith(before):
+        return after[len(before) :].splitlines()
+    last = before.splitlines()[-1:]
+    lines = after.splitlines()
+    return lines[lines.index(last[0]) + 1 :] if last and last[0] in lines else lines
+
+
+def _joined(failures: Sequence[HilError]) -> ProductError:
+    return ProductError(
+        f"{len(failures)} functions could not be returned",
+        seen="\n".join(error.explain() for error in failures),
+        host=failures[0].host,
+    )
