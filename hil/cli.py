@@ -745,19 +745,18 @@ def doctor(lab: LabOption = "emulated", as_json: JsonOption = False) -> int:
 
 def _examine(inventory: Lab, name: str) -> list[Check]:
     from hil.doctor.check import Check, State
+    from hil.doctor.freebsd import freebsd_host
     from hil.doctor.linux import linux_host
     from hil.lab.live import connect
 
-    platform = inventory.hosts[name].platform
-    if platform != "linux-vfio":
-        evidence = f"hil has no checks for hosts with {platform} yet"
-        return [Check(name, "host", State.UNKNOWN, evidence)]
     deadline = Deadline(ASK, f"the checks of {name}")
     try:
         transport = connect(inventory, name, deadline.within(20, f"a connection to {name}"))
     except HilError as error:
         return [Check(name, "answers", State.MISSING, error.message, error.hint)]
     try:
+        if inventory.hosts[name].platform == "freebsd-bhyve":
+            return freebsd_host(name, transport, deadline, inventory)
         return linux_host(name, transport, deadline)
     finally:
         transport.close()

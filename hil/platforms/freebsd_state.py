@@ -114,11 +114,11 @@ def iommu_causes(state: HostState, attempted: bool = True) -> tuple[Cause, ...]:
             ),
         )
     causes = [
-        _switched_off(state),
-        *([_amdvi(state)] if state.amd is not False else []),
-        _no_table(state),
-        _host_driver(state),
-        _no_virtualization(state),
+        switched_off(state),
+        *([amdvi(state)] if state.amd is not False else []),
+        no_table(state),
+        host_driver(state),
+        no_virtualization(state),
     ]
     if initialized == "0" and attempted:
         holds = any(cause.verdict is Verdict.HOLDS for cause in causes)
@@ -135,7 +135,8 @@ def iommu_causes(state: HostState, attempted: bool = True) -> tuple[Cause, ...]:
     return tuple(causes)
 
 
-def _switched_off(state: HostState) -> Cause:
+def switched_off(state: HostState) -> Cause:
+    """``hw.vmm.iommu.enable`` is 0."""
     text = "the administrator has switched bhyve's use of the IOMMU off"
     value = state.value("hw.vmm.iommu.enable")
     if value is None:
@@ -144,7 +145,8 @@ def _switched_off(state: HostState) -> Cause:
     return Cause(text, verdict, f"hw.vmm.iommu.enable: {value}", tunable("hw.vmm.iommu.enable=1"))
 
 
-def _amdvi(state: HostState) -> Cause:
+def amdvi(state: HostState) -> Cause:
+    """``hw.vmm.amdvi.enable`` is 0, its default."""
     text = "AMD-Vi is not enabled, which is its default"
     refusal = state.logged(r"use hw\.vmm\.amdvi\.enable=1")
     value = state.value("hw.vmm.amdvi.enable")
@@ -160,7 +162,8 @@ def _amdvi(state: HostState) -> Cause:
     return Cause(text, Verdict.RULED_OUT, f"hw.vmm.amdvi.enable: {value}, count: {count or '?'}")
 
 
-def _no_table(state: HostState) -> Cause:
+def no_table(state: HostState) -> Cause:
+    """The firmware has neither a DMAR nor an IVRS table."""
     text = "the firmware shows no IOMMU: it is switched off there, or there is none"
     remedy = "[switch VT-d or AMD-Vi (IOMMU) on in the firmware's setup]"
     if state.tables is None:
@@ -173,7 +176,8 @@ def _no_table(state: HostState) -> Cause:
     return Cause(text, Verdict.RULED_OUT, f"ACPI table {', '.join(found)}")
 
 
-def _host_driver(state: HostState) -> Cause:
+def host_driver(state: HostState) -> Cause:
+    """FreeBSD's own driver of the IOMMU is on."""
     text = "the host uses the IOMMU itself, with which bhyve's driver does not get along"
     named = ("hw.dmar.enable", "hw.amdiommu.enable", "hw.iommu.dma")
     if state.sysctl is None and state.kenv is None:
@@ -190,7 +194,8 @@ def _host_driver(state: HostState) -> Cause:
     return Cause(text, Verdict.RULED_OUT, "hw.dmar.enable and hw.amdiommu.enable are not set")
 
 
-def _no_virtualization(state: HostState) -> Cause:
+def no_virtualization(state: HostState) -> Cause:
+    """The module vmm is not loaded, or did not start."""
     text = "the CPU's virtualization is not usable, so that vmm did not start"
     if state.modules is None:
         return Cause(text, Verdict.POSSIBLE, remedy="kldstat -q -m vmm; dmesg | grep -i vmm")
