@@ -5,7 +5,11 @@ import struct
 import pytest
 
 from hil.errors import LabError
-from hil.iommu.registers import DrhdRegisters
+from hil.iommu.amdvi_log import Event
+from hil.iommu.registers import DrhdRegisters, IvhdRegisters
+from hil.iommu.tables import TranslationFault
+from tests.iommu import amdvi_builder
+from tests.iommu.memory_image import MemoryImage
 from tests.iommu.vtd_builder import Image
 
 # as QEMU 10's VT-d with aw-bits=48 shows them: one fault record, at 0x220
@@ -88,3 +92,118 @@ def test_a_disabled_unit_has_no_tables() -> None:
 def test_scalable_mode_is_refused_by_name() -> None:
     with pytest.raises(LabError, match="scalable mode"):
         DrhdRegisters(page(root=0x1000400)).unit(Image(), 0xFED90000)
+
+
+# -- AMD's --------------------------------------------------------------------------------
+
+EVENTS = 0x20_0000
+
+
+def ivhd(
+    image: amdvi_builder.Image | None = None,
+    *,
+    control: int = 0x1005,
+    event_base: int = EVENTS | 8 << 56,
+    exclusion: int = 0,
+    features: int = 0x29D3,
+    head: int = 0,
+    tail: int = 0,
+    status: int = 0x18,
+) -> IvhdRegisters:
+    register = image.register if image is not None else 0x100_01FF
+    low = struct.pack(
+        "<8Q", register, 0x130_0000 | 8 << 56, event_base, control, exclusion, 0, features, 0
+    )
+    return IvhdRegisters(low, struct.pack("<5Q", 0x10, 0x10, head, tail, status))
+
+
+def test_an_amd_unit_s_state() -> None:
+    registers = ivhd(head=0x20, tail=0x40, status=0x19)
+    assert registers.device_table == 0x100_01FF
+    assert registers.translation_enabled
+    assert registers.event_log_enabled
+    assert (registers.event_log, registers.event_log_size) == (EVENTS, 4096)
+    assert (registers.event_head, registers.event_tail) == (0x20, 0x40)
+    assert registers.fault_overflow
+    assert not ivhd(control=4).translation_enabled
+    assert not ivhd(control=1).event_log_enabled
+
+
+def test_an_amd_unit_s_tables() -> None:
+    image = amdvi_builder.Image()
+    image.device(0x10, domain=4)
+    unit = ivhd(image).unit(image, 0xFED80000)
+    assert unit.tables is not None
+    (entry,) = unit.tables.entries()
+    assert (entry.domain, entry.unit) == (4, 0xFED80000)
+    # HATS = 0: four levels
+    image.device(0x10, mode=5)
+    tables = ivhd(image, features=0).unit(image, 0xFED80000).tables
+    assert tables is not None
+    assert tables.mappings(0x10) == ()
+    assert isinstance(tables.translate(0x10, 0, True), TranslationFault)
+
+
+def test_an_amd_unit_that_is_off() -> None:
+    unit = ivhd(control=0).unit(Image(), 0xFED80000)
+    assert unit.tables is None
+    assert unit.describe() == "ivhd @ 0xfed80000 PCI segment 0 (disabled)"
+
+
+@pytest.mark.parametrize(
+    ("registers", "words"),
+    [(ivhd(control=1 | 3 << 34), "8 segments"), (ivhd(exclusion=0x7000_0001), "exclusion range")],
+)
+def test_what_is_not_read_of_amd_s_is_refused_by_name(registers: IvhdRegisters, words: str) -> None:
+    with pytest.raises(LabError, match=words):
+        registers.unit(Image(), 0xFED80000)
+
+
+def log(*records: tuple[int, Event]) -> MemoryImage:
+    memory = MemoryImage(EVENTS)
+    memory.page()
+    for offset, event in records:
+        low, high = struct.unpack("<QQ", event.pack())
+        memory.set_qword(EVENTS + offset, low)
+        memory.set_qword(EVENTS + offset + 8, high)
+    return memory
+
+
+def test_the_event_log_from_its_oldest_record_on() -> None:
+    first, second, third = (Event(2, 0x10, 1, 0, page << 12) for page in (1, 2, 3))
+    assert ivhd(tail=0x30).events(log((0, first), (0x10, second), (0x20, third))) == (
+        first,
+        second,
+        third,
+    )
+    # the ring has wrapped: what stands behind the tail is older
+    wrapped = log((0xFE0, first), (0xFF0, second), (0, third))
+    assert ivhd(head=0x10, tail=0x10).events(wrapped) == (first, second, third)
+    assert ivhd(control=1).events(wrapped) == ()
+    assert ivhd().events(log()) == ()
+
+
+def test_a_log_without_length_is_an_error() -> None:
+    with pytest.raises(LabError, match="no valid length") as caught:
+        ivhd(event_base=EVENTS).events(log())
+    assert "0x0000000000200000" in caught.value.seen
+
+
+def test_registers_are_read_where_they_are() -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Source:
+        def read(self, address: int, length: int) -> bytes:
+            asked.append((address, length))
+            return bytes([1] * length)
+
+    IvhdRegisters.read(Source(), 0xFED80000)
+    assert asked == [(0xFED80000, 64), (0xFED82000, 40)]
+
+
+@pytest.mark.parametrize("low", [bytes(64), b"\xff" * 64, bytes([1] * 63)])
+def test_bytes_that_are_no_amd_unit_are_refused(low: bytes) -> None:
+    with pytest.raises(LabError):
+        IvhdRegisters(low, bytes(40))
+    with pytest.raises(LabError, match="at 0x2000"):
+        IvhdRegisters(bytes([1] * 64), bytes(39))

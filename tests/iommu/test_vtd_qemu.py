@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -16,10 +17,11 @@ from hil.emulated.qtest import QTest
 from hil.errors import LabError
 from hil.iommu.tables import INTERRUPT_RANGE, Translation, TranslationFault
 from hil.iommu.vtd import ContextEntry, Reason, VtdTables
+from tests.iommu.edu_machine import ARENA, ARENA_SIZE, TABLES, WINDOW, Case, disagreements
+from tests.iommu.memory_image import PAGE
 from tests.iommu.vtd_builder import READ, WRITE, Image
-from tests.iommu.vtd_machine import ARENA, ARENA_SIZE, TABLES, WINDOW, VtdMachine
+from tests.iommu.vtd_machine import VtdMachine
 
-PAGE = 4096
 CASES = 50
 WINDOW_IOVA = 0x7000
 
@@ -30,18 +32,7 @@ def machine() -> Iterator[VtdMachine]:
         yield running
 
 
-@dataclass(frozen=True)
-class Case:
-    image: Image
-    requester_id: int
-    address: int
-    length: int
-    write: bool
-    window: int | None
-    """DMA address of the page for reading the buffer back; None if all DMA is refused."""
-
-
-def random_case(rng: random.Random, requester_ids: list[int]) -> Case:
+def random_case(rng: random.Random, requester_ids: list[int]) -> Case[Image]:
     image = Image(TABLES)
     requester_id, other = rng.sample(requester_ids, 2)
     length = rng.choice([1, 8, rng.randint(1, PAGE), PAGE])
@@ -108,84 +99,15 @@ def spoil(
         image.set_qword(leaf_at, image.qword(leaf_at) | 1 << rng.randrange(12, 21))
 
 
-def disagreements(
-    machine: VtdMachine, case: Case, reader_class: type[VtdTables], rng: random.Random
-) -> list[str]:
-    """Do the case's DMA; say where the reader and the hardware differ."""
-    qtest = machine.qtest
-    before = rng.randbytes(ARENA_SIZE)
-    payload = rng.randbytes(case.length)
-    qtest.write(ARENA, before)
-    machine.use(case.image)
-    if case.write and case.window is not None:
-        # fill the device's buffer through the window first
-        qtest.write(WINDOW, payload)
-        machine.dma(case.requester_id, case.window, case.length, write=False)
-        machine.clear_faults()
+def reader_of(machine: VtdMachine, reader_class: type[VtdTables] = VtdTables) -> VtdTables:
     registers = machine.registers()
-    reader = reader_class(
-        qtest,
+    return reader_class(
+        machine.qtest,
         registers.root_table,
         capability=registers.capability,
         extended_capability=registers.extended_capability,
         host_address_width=48,
     )
-    expected = bytearray(before)
-    read_back: list[tuple[int, bytes]] = []
-    first_fault: tuple[int, TranslationFault] | None = None
-    for start, size in chunks(case.address, case.length):
-        done = start - case.address
-        outcome = reader.translate(case.requester_id, start, case.write)
-        if isinstance(outcome, TranslationFault):
-            first_fault = first_fault or (start, outcome)
-        else:
-            offset = outcome.physical - ARENA
-            if not 0 <= offset <= ARENA_SIZE - size:
-                return [f"{start:#x}: the reader leads to {outcome.physical:#x}, outside"]
-            if case.write:
-                expected[offset : offset + size] = payload[done : done + size]
-            else:
-                read_back.append((done, before[offset : offset + size]))
-
-    machine.dma(case.requester_id, case.address, case.length, write=case.write)
-
-    found = compare_fault(machine, case, first_fault)
-    after = qtest.read(ARENA, ARENA_SIZE)
-    if after != expected:
-        at = next(n for n in range(ARENA_SIZE) if after[n] != expected[n])
-        found.append(f"memory differs from the expected at arena + {at:#x}")
-    if read_back and case.window is not None:
-        machine.dma(case.requester_id, case.window, case.length, write=True)
-        buffer = qtest.read(WINDOW, case.length)
-        found += [
-            f"the device read something else at + {done:#x}"
-            for done, data in read_back
-            if buffer[done : done + len(data)] != data
-        ]
-    return found
-
-
-def compare_fault(
-    machine: VtdMachine, case: Case, fault: tuple[int, TranslationFault] | None
-) -> list[str]:
-    recorded = [
-        (record.requester_id, record.address, record.reason, record.write)
-        for record in machine.registers().faults()
-    ]
-    wanted: list[tuple[int, int | None, int | None, bool | None]] = []
-    if fault is not None and fault[1].recorded:
-        address, outcome = fault
-        page = address & ~(PAGE - 1)
-        wanted.append((case.requester_id, page, outcome.reason.value, case.write))
-    return [] if recorded == wanted else [f"recorded {recorded}, the reader says {wanted}"]
-
-
-def chunks(address: int, length: int) -> Iterator[tuple[int, int]]:
-    end = address + length
-    while address < end:
-        size = min(end, (address & ~(PAGE - 1)) + PAGE) - address
-        yield address, size
-        address += size
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -193,8 +115,8 @@ def test_random_dma_goes_where_the_reader_says(machine: VtdMachine, seed: int) -
     rng = random.Random(seed)
     for number in range(CASES):
         case = random_case(rng, list(machine.functions))
-        found = disagreements(machine, case, VtdTables, rng)
-        assert not found, f"seed {seed}, case {number}: {found}\n{show(case)}"
+        found = disagreements(machine, case, partial(reader_of, machine), rng)
+        assert not found, f"seed {seed}, case {number}: {found}\n{case}"
 
 
 def test_random_cases_reach_every_outcome(machine: VtdMachine) -> None:
@@ -304,7 +226,7 @@ def test_a_wrong_reader_is_caught(machine: VtdMachine, wrong: type[VtdTables]) -
     for _ in range(300):
         case = random_case(rng, list(machine.functions))
         try:
-            if disagreements(machine, case, wrong, rng):
+            if disagreements(machine, case, partial(reader_of, machine, wrong), rng):
                 return
         except LabError as error:
             if "cannot be read" not in error.message:
@@ -337,7 +259,7 @@ def test_an_address_width_that_the_unit_lacks_is_refused_by_both() -> None:
         found = disagreements(
             machine,
             Case(image, requester_id, 0x5000, 8, False, None),
-            VtdTables,
+            partial(reader_of, machine),
             random.Random(2),
         )
         assert not found
@@ -366,11 +288,6 @@ def test_the_unit_and_its_entries_are_shown(machine: VtdMachine) -> None:
         "  bus 01:",
         "    00.0 FPD PASS domain 3",
     ]
-
-
-def show(case: Case) -> str:
-    kind = "write" if case.write else "read"
-    return f"{kind} {case.length} bytes at {case.address:#x} by {case.requester_id:#x}"
 
 
 def test_memory_that_is_not_there_is_an_error() -> None:

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import struct
+from tests.iommu.memory_image import PAGE, MemoryImage
 
-from hil.errors import LabError
-
-PAGE = 4096
 READ, WRITE, BIG = 1, 2, 1 << 7
 LEVELS = {39: 3, 48: 4, 57: 5}
 WIDTH_FIELD = {39: 1, 48: 2, 57: 3}
 
 
-class Image:
-    """Sparse physical memory that holds one unit's tables; all else is unreadable."""
+class Image(MemoryImage):
+    """One unit's tables."""
 
     def __init__(self, start: int = 0x100_0000) -> None:
-        self.pages: dict[int, list[int]] = {}
-        self._next = start
+        super().__init__(start)
         self.root = self.page()
-
-    def page(self) -> int:
-        """A new page of zeros; returns its address."""
-        address = self._next
-        self._next += PAGE
-        self.pages[address] = [0] * 512
-        return address
-
-    def read(self, address: int, length: int) -> bytes:
-        parts = []
-        for page in range(address & ~(PAGE - 1), address + length, PAGE):
-            if page not in self.pages:
-                raise LabError(f"no memory at {page:#x}")
-            parts.append(struct.pack("<512Q", *self.pages[page]))
-        offset = address % PAGE
-        return b"".join(parts)[offset : offset + length]
-
-    def qword(self, address: int) -> int:
-        return self.pages[address & ~(PAGE - 1)][address % PAGE // 8]
-
-    def set_qword(self, address: int, value: int) -> None:
-        self.pages[address & ~(PAGE - 1)][address % PAGE // 8] = value
 
     def context_address(self, requester_id: int) -> int:
         """Where the function's context entry is; makes its bus's table."""
