@@ -15,7 +15,7 @@ from hil.doctor.freebsd_rows import Seen, judge
 from hil.errors import HilError
 from hil.lab.models import Lab
 from hil.platforms.contract import Function
-from hil.platforms.freebsd_pci import functions, take_survey
+from hil.platforms.freebsd import FreebsdBhyve
 from hil.platforms.freebsd_state import HostState
 from hil.platforms.freebsd_text import (
     parse_acpi_tables,
@@ -72,8 +72,7 @@ def freebsd_host(
     try:
         answers |= {name: ask(command) or None for name, command in COMMANDS.items()}
         answers["vms"] = answers["vms"] or ""
-        survey = take_survey(ask, host)
-        found = functions(survey) if survey.pciconf else None
+        found: tuple[Function, ...] | None = FreebsdBhyve(host, transport).functions(deadline)
         why = ""
     except HilError as error:
         if "release" not in answers:

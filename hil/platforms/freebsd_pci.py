@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hil.errors import HilError, InventoryError, LabError
@@ -238,42 +238,6 @@ class Survey:
     ssh_connection: str = ""
     """``$SSH_CONNECTION``: client's address and port, host's address and port."""
     host: str = ""
-
-
-#: What prints each field of a :class:`Survey` but the configuration spaces.
-SURVEY_COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "pciconf": ("pciconf", "-lvbce"),
-    "devinfo": ("devinfo",),
-    "mounts": ("mount", "-p"),
-    "swap": ("swapinfo",),
-    "zpool": ("zpool", "status", "-LP"),
-    "geom": ("sysctl", "-n", "kern.geom.conftxt"),
-    "camcontrol": ("camcontrol", "devlist", "-v"),
-    "ifconfig": ("ifconfig", "-a"),
-    "routes": ("netstat", "-rn"),
-    "console": ("sysctl", "-i", "kern.console", "hw.pci.default_vgapci_unit"),
-    "ssh_connection": ("sh", "-c", 'echo "$SSH_CONNECTION"'),
-}
-
-
-def take_survey(ask: Callable[[Sequence[str]], str], host: str = "") -> Survey:
-    """Ask a host all that :func:`functions` wants to know.
-
-    Args:
-        ask: runs a command on the host and returns what it printed; the empty string where
-            it failed, as zpool(8) does where the host has no ZFS.
-        host: its name, for messages.
-
-    Raises:
-        LabError: on a line that is not pciconf's.
-    """
-    texts = {name: ask(command) for name, command in SURVEY_COMMANDS.items()}
-    configs = {}
-    for entry in parse_pciconf(texts["pciconf"]):
-        dump = ask(("pciconf", "-r", entry.address.selector, "0:0xfff"))
-        if dump.strip():
-            configs[entry.address] = parse_config_dump(dump)
-    return Survey(**texts, configs=configs, host=host)
 
 
 def functions(survey: Survey) -> tuple[Function, ...]:

@@ -16,7 +16,7 @@ from hil.errors import LabError
 from hil.lab.models import Device, Host, Lab, LabKind
 from hil.pci.address import Address
 from hil.platforms.contract import Function
-from hil.platforms.freebsd_pci import SURVEY_COMMANDS, Survey, functions, parse_pciconf
+from hil.platforms.freebsd_pci import Survey, functions, parse_pciconf
 from hil.transport.base import Result
 from hil.transport.local import LocalTransport
 from tests.fakes import FLR, MSI, MSIX, config
@@ -426,27 +426,22 @@ def test_dma_faults_are_told() -> None:
 
 
 class Host132(LocalTransport):
-    """Answers as the recorded host; knows the commands that the doctor runs and no other."""
+    """Answers as the recorded host, and writes down what it was asked."""
 
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[tuple[str, ...]] = []
-        self._texts: dict[tuple[str, ...], str | None] = {
-            command: amd_host()[name] for name, command in COMMANDS.items()
-        }
-        self._texts |= dict.fromkeys(SURVEY_COMMANDS.values())
-        self._texts[SURVEY_COMMANDS["pciconf"]] = recorded("1-host-setup/018").text
-        self._texts[SURVEY_COMMANDS["devinfo"]] = recorded("1-host-setup/027").text
+        self.texts = {command: amd_host()[name] or "" for name, command in COMMANDS.items()}
+        self.texts["pciconf", "-lvbce"] = recorded("1-host-setup/018").text
+        self.texts["devinfo",] = recorded("1-host-setup/027").text
 
     def run(self, command: Sequence[str], **_: object) -> Result:
         words = tuple(command)
         self.asked.append(words)
-        if words[:2] == ("pciconf", "-r"):
-            text: str | None = "00000000 " * 64
-        else:
-            text = self._texts[words]
-        out = (text or "").encode()
-        return Result(words, 0 if text else 1, out, b"", 0.0)
+        out = self.texts.get(words, "")
+        if "pciconf -r" in words[-1 if len(words) < 3 else 2]:
+            out = "".join(f"function {one}\n{'00000000 ' * 64}\n" for one in words[4:])
+        return Result(words, 0, out.encode(), b"", 0.0)
 
 
 def test_a_host_is_asked_and_judged() -> None:
@@ -461,13 +456,15 @@ def test_the_doctor_changes_nothing() -> None:
     host = Host132()
     freebsd_host("beastie", host, Deadline(60, "the checks"))
     readers = {
-        *("id", "freebsd-version", "sysctl", "kenv", "kldstat", "acpidump", "dmesg", "cat", "ls"),
-        *("ps", "sh", "pciconf", "devinfo", "mount", "swapinfo", "zpool", "camcontrol"),
-        *("ifconfig", "netstat"),
+        *("id", "freebsd-version", "kenv -q", "kldstat", "acpidump", "dmesg", "cat", "ls", "ps"),
+        *("sysctl -i", "sysctl -n", "pciconf -lvbce", "devinfo", "mount -p", "swapinfo"),
+        *("camcontrol devlist", "zpool status", "ifconfig -a", "netstat", "sh -c"),
     }
-    assert {words[0] for words in host.asked} <= readers
+    for words in host.asked:
+        assert words[0] in readers or " ".join(words[:2]) in readers, words
+    scripts = [words[2] for words in host.asked if words[0] == "sh"]
+    assert not any(re.search(r"devctl|kldload|pciconf -w|>|rm ", script) for script in scripts)
     assert not any("=" in word for words in host.asked for word in words if words[0] == "sysctl")
-    assert [words for words in host.asked if words[0] == "pciconf" and "-w" in words] == []
 
 
 class Broken(LocalTransport):
@@ -483,7 +480,7 @@ def test_a_host_that_does_not_answer_is_a_row_not_an_error() -> None:
 
 def test_a_survey_that_cannot_be_read_leaves_the_other_rows() -> None:
     host = Host132()
-    host._texts[SURVEY_COMMANDS["pciconf"]] = "nonsense\n"
+    host.texts["pciconf", "-lvbce"] = "nonsense\n"
     checks = {c.name: c for c in freebsd_host("beastie", host, Deadline(60, "the checks"))}
     assert checks["functions"].state is State.UNKNOWN
     assert "nonsense" in checks["functions"].evidence
