@@ -50,9 +50,13 @@ def ending(status: int, stderr: str) -> Ending:
     """How bhyve ended.
 
     Status 1 is both "powered off" and every ``err(1, …)``, and until 11 all errors; so what
-    it printed decides.  Signals come as 128 + number.
+    it printed decides.  4 is an error, but without a word it is a guest that was destroyed
+    (VM_SUSPEND_DESTROY in usr.sbin/bhyve/*/vmexit.c, newer than 14).  Signals come as
+    128 + number.
     """
     if re.search(r"^vm_run error -1, errno 6\b", stderr, re.MULTILINE):
+        return Ending.DESTROYED
+    if status == 4 and not stderr.strip():
         return Ending.DESTROYED
     if status > 128:
         return Ending.CRASHED if status - 128 in _CRASHES else Ending.KILLED

@@ -67,7 +67,7 @@ class PciEntry:
     descriptions: Mapping[str, str] = field(default_factory=dict)
     """``vendor``, ``device``, ``class``, ``subclass`` in words, with ``-v``."""
     other: tuple[str, ...] = ()
-    """Lines of any other kind, as printed."""
+    """Lines of any other kind, such as errors with ``-e``, as printed."""
 
     @property
     def driver(self) -> str | None:
@@ -85,7 +85,9 @@ _BAR = re.compile(
 )
 _CAP = re.compile(r"\s+(e?cap) ([0-9a-f]{2,4})\[([0-9a-f]{2,3})\] = (.*)", re.ASCII)
 _WORDS = re.compile(r"    (vendor|device|class|subclass)\s+= (.*)")
-_INDENTED = re.compile(r"\s{4,}\S.*|\t.*")
+_INDENTED = re.compile(r"\s+\S.*")
+#: cap.c and err.c go on with what they said below their ``=``.
+_CONTINUED = " " * 17
 
 
 def parse_pciconf(text: str) -> tuple[PciEntry, ...]:
@@ -144,7 +146,9 @@ class _Draft:
             )
         elif words:
             self.descriptions[words[1]] = words[2].strip().strip("'")
-        elif self.capabilities and line.startswith(" " * 9) and not self.other:
+        elif line.lstrip().startswith("bar "):
+            raise ValueError("a BAR in an unknown form")
+        elif self.capabilities and line.startswith(_CONTINUED) and not self.other:
             last = self.capabilities[-1]
             self.capabilities[-1] = PciCapability(
                 last.identity, last.offset, last.extended, f"{last.text}\n{line.strip()}"

@@ -402,7 +402,7 @@ RULES: tuple[Rule, ...] = (
             "pptadm list -a",
         ),
     ),
-    Rule(r"^vm_assign_pptdev: (.*)", _vm_assign),
+    Rule(r"\bvm_assign_pptdev: (.*)", _vm_assign),
     Rule(
         r"failed to initialize MSI for PCI (\S+)",
         Diagnosis(
@@ -557,7 +557,7 @@ RULES: tuple[Rule, ...] = (
             "[bhyvectl --vm=NAME --destroy, then load again]",
         ),
     ),
-    Rule(r"^vm_create: (.*)", _vm_create),
+    Rule(r"^(?:\w+: )?vm_create: (.*)", _vm_create),
     Rule(r"vm_open: (\S+) could not be opened: (.*)", _vm_open),
     Rule(
         r"Could not (?:create|open) VM (\S+)",

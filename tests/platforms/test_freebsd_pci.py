@@ -75,10 +75,24 @@ def test_a_bar_of_2_gib_is_negative_in_older_releases() -> None:
 
 def test_lines_of_other_kinds_are_kept_and_lines_of_nobody_shown() -> None:
     head = LISTING.split("\n")[0] + "\n"
-    errors = "  PCI-e errors = Correctable Error Detected\n                 Unsupported\n"
-    (entry,) = parse_pciconf(head + errors.replace("  PCI-e", "    PCI-e"))
-    assert entry.other == ("PCI-e errors = Correctable Error Detected", "Unsupported")
-    for wrong in ("what is this", "em0@pci0:0:5:0:\tclass=0x02", "em0@pci0:300:5:0:\tclass=0x1"):
+    errors = (  # usr.sbin/pciconf/err.c, print_bits
+        "    cap 10[e0] = PCI-Express 1 endpoint\n"
+        "  PCI-e errors = Correctable Error Detected\n"
+        "                 Unsupported Request Detected\n"
+        "         Fatal = Malformed TLP\n"
+    )
+    (entry,) = parse_pciconf(head + errors)
+    assert entry.capabilities[0].text == "PCI-Express 1 endpoint"
+    assert entry.other == (
+        "PCI-e errors = Correctable Error Detected",
+        "Unsupported Request Detected",
+        "Fatal = Malformed TLP",
+    )
+    odd = "    bar   [10] = type Something, range 32"
+    for wrong in (
+        *("what is this", odd),
+        *("em0@pci0:0:5:0:\tclass=0x02", "em0@pci0:300:5:0:\tclass=0x1"),
+    ):
         with pytest.raises(LabError) as caught:
             parse_pciconf(head + wrong)
         assert caught.value.seen == wrong
