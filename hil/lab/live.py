@@ -245,7 +245,7 @@ def platform_of(lab: Lab, host: str, transport: Transport) -> Platform:
         return LinuxVfio(host, transport, images=images_of(lab), shared=entry.shared)
     from hil.platforms.freebsd import FreebsdBhyve
 
-    return FreebsdBhyve(host, transport, images=images_of(lab))
+    return FreebsdBhyve(host, transport, images=images_of(lab), shared=entry.shared)
 
 
 def images_of(lab: Lab) -> tuple[GuestImage, ...]:

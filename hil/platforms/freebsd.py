@@ -18,10 +18,10 @@ from hil import events
 from hil.deadline import Deadline
 from hil.errors import HilError, InventoryError, LabError, ProductError
 from hil.guests.images import GuestImage
-from hil.iommu.acpi import parse_dmar
 from hil.iommu.faults import FaultRecord, parse_fault_log
+from hil.iommu.host import host_faults, host_tables
 from hil.iommu.memory import CachedMemory, PhysicalMemory
-from hil.iommu.registers import DrhdRegisters
+from hil.iommu.scope import Topology
 from hil.iommu.tables import HostTables
 from hil.journal import FREEBSD, Entry, Journal, Undo, card_of
 from hil.pci.address import Address
@@ -70,9 +70,6 @@ from hil.transport.base import Result, Transport
 PPT_NAMES = Release(13, 2, "")
 #: r325039 and its merge to 11: what ppt holds and no guest has is in no domain.
 NO_DOMAIN_WHILE_IDLE = Release(11, 2, "")
-
-#: Bytes of a DRHD unit's register page (VT-d specification 11.4).
-DRHD_PAGE = 4096
 
 #: Until r325039, since r305485: what ppt holds and no guest has is in the host's domain.
 _HOST_WHILE_IDLE: Mapping[Phase, Owner] = {
@@ -134,13 +131,14 @@ class FreebsdBhyve(Platform):
         transport: a root shell on it.
         images: the guest images it has.
         directory: where guests' files go on the host, in a folder of the run; made when needed.
-        journal: where changes to the host are recorded; by default one of its own.
+        shared: whether other runs use the host at the same time.
     """
 
     name = "freebsd-bhyve"
     system = "freebsd"
     stub_driver = STUB
     lazy_iommu = True
+    one_host_domain = True
     dialect = FREEBSD
     undo_kinds = freebsd_undo.KINDS
 
@@ -151,13 +149,14 @@ class FreebsdBhyve(Platform):
         *,
         images: Iterable[GuestImage] = (),
         directory: str = "/var/run/hil",
-        journal: Journal | None = None,
+        shared: bool = False,
     ) -> None:
         self.host = host
         self.transport = transport
-        self.journal = journal or Journal(transport, self.dialect, self.undo_kinds)
+        self.journal = Journal(transport, self.dialect, self.undo_kinds)
         self.images = {image.name: image for image in images}
         self._directory = f"{directory.rstrip('/')}/{self.journal.run}"
+        self._shared = shared
         self._taken: dict[Address, Entry] = {}
         self._made_vfs: dict[Address, Entry] = {}
 
@@ -178,7 +177,7 @@ class FreebsdBhyve(Platform):
     def features(self) -> frozenset[Feature]:
         """What this host can do, tried out once."""
         deadline = self._look("features")
-        found = {Feature.SRIOV, Feature.NMI}
+        found = {Feature.SRIOV, Feature.NMI, Feature.RELOAD}
         facts = self.facts(deadline)
         if facts.iommu_enabled:
             found.add(Feature.IOMMU)
@@ -501,6 +500,36 @@ class FreebsdBhyve(Platform):
         if entry := self._made_vfs.pop(address, None):
             self.journal.forget(entry)
 
+    def replug(self, address: Address, deadline: Deadline) -> None:
+        with events.step(f"delete {address} on {self.host} and find it again"):
+            what = f"forget {address}"
+            self._devctl("delete", "-f", address.selector, what=what, deadline=deadline)
+            what = f"find {address} again"
+            self._devctl("rescan", f"pci{address.bus}", what=what, deadline=deadline)
+        if address not in {function.address for function in self.functions(deadline)}:
+            raise ProductError(f"{address} was deleted and is not found again", host=self.host)
+
+    def reload(self, deadline: Deadline) -> None:
+        with events.step(f"unload vmm on {self.host} and load it again"):
+            try:
+                unloaded = self._try("kldunload", "vmm", deadline=deadline)
+                if unloaded.status == 0:
+                    self._load_vmm(deadline)
+            except HilError as error:
+                raise ProductError(
+                    f"{self.host} did not survive the unloading of vmm",
+                    host=self.host,
+                    seen=error.explain(),
+                    hint="does it stand at db>?  see its console",
+                ) from error
+        if unloaded.status != 0:
+            raise ProductError(
+                f"vmm cannot be unloaded on {self.host}",
+                host=self.host,
+                seen=unloaded.stderr,
+                command=unloaded.command,
+            )
+
     # ---- guests ------------------------------------------------------------------
 
     def create_guest(self, spec: GuestSpec, deadline: Deadline) -> Machine:
@@ -563,14 +592,13 @@ class FreebsdBhyve(Platform):
     # ---- the IOMMU, memory, interrupts -------------------------------------------
 
     def tables(self, deadline: Deadline) -> HostTables:
-        from hil.iommu.host import host_tables
-
         dmar, ivrs = self._acpi(deadline)
         return host_tables(
             dmar=dmar,
             ivrs=ivrs,
             registers=device_registers(self.transport, deadline),
             memory=CachedMemory(DevMemory(self.transport, deadline)),
+            topology=lambda: Topology.of(self.functions(deadline)),
         )
 
     def _acpi(self, deadline: Deadline) -> tuple[bytes | None, bytes | None]:
@@ -589,10 +617,13 @@ class FreebsdBhyve(Platform):
     def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:
         found = parse_fault_log(self.kernel_log(deadline))
         with contextlib.suppress(LabError):
-            dmar, _ = self._acpi(deadline)
-            registers = device_registers(self.transport, deadline)
-            for unit in parse_dmar(dmar).units if dmar is not None else ():
-                found += DrhdRegisters(registers.read(unit.base, DRHD_PAGE)).faults()
+            dmar, ivrs = self._acpi(deadline)
+            found += host_faults(
+                dmar=dmar,
+                ivrs=ivrs,
+                registers=device_registers(self.transport, deadline),
+                memory=DevMemory(self.transport, deadline),
+            )
         return found
 
     def physical_memory(self, deadline: Deadline) -> PhysicalMemory:
@@ -627,6 +658,8 @@ class FreebsdBhyve(Platform):
             "reserved": int(sysctl.get("hw.vmm.ppt.devices", "0")),
             "wired pages": int(sysctl.get("vm.stats.vm.v_user_wire_count", "0")),
         }
+        if self._shared:
+            return {"files": counts["files"]}
         if Feature.TABLES in self.features:
             entries = list(self.tables(deadline).entries())
             counts["table entries"] = len(entries)
