@@ -373,6 +373,9 @@ class FakePlatform(Platform):
         self._do(f"remove VFs of {address}")
         self.known = {a: f for a, f in self.known.items() if f.physical_function != address}
 
+    def replug(self, address: Address, deadline: Deadline) -> None:
+        self._do(f"replug {address}")
+
     def create_guest(self, spec: GuestSpec, deadline: Deadline) -> FakeMachine:
         self._do(f"create {spec.name}")
         held = {a for m in self.machines if m.at is not MachineState.DESTROYED for a in _held(m)}

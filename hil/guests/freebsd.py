@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from hil.errors import GuestError, HilError, LabError
-from hil.guests.os import GuestOS, SeenFunction
+from hil.guests.os import GuestOS, SeenBar, SeenFunction
 from hil.pci.address import Address
 from hil.platforms.contract import Bar
 from hil.platforms.freebsd_pci import parse_pciconf
@@ -131,6 +131,13 @@ class FreebsdGuest(GuestOS):
                 "the guest lists its PCI functions in no known form", seen=error.seen
             ) from error
         return tuple(SeenFunction(e.address, e.vendor, e.device, e.driver) for e in entries)
+
+    def list_bars(self, address: Address) -> list[str]:
+        return ["pciconf", "-lb", address.selector]
+
+    def parse_bars(self, text: str) -> dict[int, SeenBar]:
+        (entry,) = parse_pciconf(text)
+        return {bar.index: SeenBar(bar.address, bar.size) for bar in entry.bars}
 
     def interfaces(self, address: Address) -> list[str]:
         script = _NAME + "\nifconfig -l | tr ' ' '\\n' | grep -x -- \"$name\"\ntrue"

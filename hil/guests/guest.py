@@ -13,7 +13,7 @@ from hil import events
 from hil.console.console import Console
 from hil.deadline import Deadline, poll
 from hil.errors import DeadlineExceeded, GuestError, HilError, LabError
-from hil.guests.os import GuestOS, SeenFunction
+from hil.guests.os import GuestOS, SeenBar, SeenFunction
 from hil.pci.address import Address
 from hil.platforms.contract import LetInByConsole, Machine, MachineState, Template
 from hil.transport.base import Result, Transport
@@ -303,6 +303,11 @@ class Guest:
             f"guest {self.name} sees no function at {wanted}, where {host_address} was passed",
             console=self._tail(),
         )
+
+    def bars(self, host_address: Address) -> dict[int, SeenBar]:
+        """The passed function's BARs as the guest sees them, by index."""
+        command = self.os.list_bars(self.address_of(host_address))
+        return self.os.parse_bars(self.run(command).check().stdout)
 
     def reset_function(self, host_address: Address) -> None:
         """Let the guest's kernel reset a passed function."""

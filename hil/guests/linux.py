@@ -7,7 +7,7 @@ import shlex
 from importlib.resources import files
 
 from hil.errors import GuestError
-from hil.guests.os import GuestOS, SeenFunction
+from hil.guests.os import GuestOS, SeenBar, SeenFunction
 from hil.pci.address import Address
 from hil.platforms.contract import Bar
 from hil.transport.quoting import quote
@@ -74,6 +74,21 @@ class LinuxGuest(GuestOS):
 
     def parse_functions(self, text: str) -> tuple[SeenFunction, ...]:
         return tuple(_seen(line) for line in text.splitlines() if line.strip())
+
+    def list_bars(self, address: Address) -> list[str]:
+        return ["cat", f"/sys/bus/pci/devices/{address}/resource"]
+
+    def parse_bars(self, text: str) -> dict[int, SeenBar]:
+        # start, end and flags of each resource, the six BARs first (sysfs-bus-pci)
+        found = {}
+        for index, line in enumerate(text.splitlines()[:6]):
+            numbers = re.fullmatch(r"0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)", line.strip())
+            if numbers is None:
+                raise GuestError("the guest lists its BARs in no known form", seen=line[:300])
+            start, end, flags = (int(number, 16) for number in numbers.groups())
+            if flags:
+                found[index] = SeenBar(start, end - start + 1)
+        return found
 
     def interfaces(self, address: Address) -> list[str]:
         return [

@@ -23,6 +23,14 @@ class SeenFunction:
     driver: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class SeenBar:
+    """A base address register as a guest sees it; ``address`` is 0 if it has got none."""
+
+    address: int
+    size: int
+
+
 class GuestOS(ABC):
     """One family of guests."""
 
@@ -68,6 +76,13 @@ class GuestOS(ABC):
 
     @abstractmethod
     def parse_functions(self, text: str) -> tuple[SeenFunction, ...]: ...
+
+    @abstractmethod
+    def list_bars(self, address: Address) -> list[str]: ...
+
+    @abstractmethod
+    def parse_bars(self, text: str) -> dict[int, SeenBar]:
+        """By index."""
 
     @abstractmethod
     def interfaces(self, address: Address) -> list[str]:

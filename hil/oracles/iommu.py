@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hil.bench import BenchDevice
+from hil.bench import BenchDevice, BenchHost, GuestPool
 from hil.deadline import Deadline
 from hil.errors import ProductError
 from hil.guests.guest import Guest
@@ -114,6 +114,59 @@ def check_phase(
             seen="\n".join([_words(entry), *complaints]),
         )
     return entry
+
+
+def is_on(host: BenchHost) -> bool:
+    """Whether some remapping unit is enabled and has an entry for somebody."""
+    tables = host.platform.tables(host.limit(30, "the tables"))
+    return next(tables.entries(), None) is not None
+
+
+def check_switched(host: BenchHost, on: bool) -> None:
+    """The IOMMU is on, or off, whatever the host's settings say of it.
+
+    Raises:
+        ProductError: it is the other way.
+    """
+    if is_on(host) is not on:
+        raise ProductError(
+            f"the IOMMU of {host.name} should be {'on' if on else 'off'} now and is not",
+            host=host.name,
+            seen=host.platform.tables(host.limit(30, "the tables")).describe(),
+        )
+
+
+def switch_on(device: BenchDevice, guests: GuestPool) -> None:
+    """Where only an assignment switches the IOMMU on, have had one since the host's boot."""
+    if device.host.platform.lazy_iommu and not is_on(device.host):
+        guests.prepare(device).destroy()
+        guests.give_back(device)
+
+
+def check_idle(host: BenchHost) -> None:
+    """Every function that is reserved, by whomever, reaches what the platform states for *idle*.
+
+    No guest exists.
+
+    Raises:
+        ProductError: with each that reaches something else.
+    """
+    platform = host.platform
+    expected = platform.domains[Phase.IDLE]
+    tables = platform.tables(host.limit(30, "the tables"))
+    wrong = []
+    for function in platform.functions(host.limit(30, "the list of functions")):
+        if function.reserved:
+            entry = tables.entry(function.address.requester_id)
+            found = _owner(entry, None)
+            if found is not expected:
+                wrong.append(f"{function.address} reaches that of {found.value}: {_words(entry)}")
+    if wrong:
+        raise ProductError(
+            f"reserved functions that nobody owns should reach the memory of {expected.value}",
+            host=platform.host,
+            seen="\n".join(wrong),
+        )
 
 
 def check_translated(device: BenchDevice, guest: Guest) -> None:

@@ -19,6 +19,28 @@ def check_guest_sees(guest: Guest, device: BenchDevice) -> None:
         )
 
 
+def check_bars(guest: Guest, device: BenchDevice) -> None:
+    """In the guest each of the device's memory BARs has its size, and a place.
+
+    Raises:
+        ProductError: one is missing, has another size, or was left at address 0.
+    """
+    seen = guest.bars(device.address)
+    wrong = []
+    for bar in device.look().bars:
+        if not bar.memory:
+            continue
+        there = seen.get(bar.index)
+        if there is None or not there.address or there.size != bar.size:
+            wrong.append(f"BAR {bar.index} of {bar.size:#x} bytes: in the guest {there}")
+    if wrong:
+        raise ProductError(
+            f"guest {guest.name} lacks BARs of {device}",
+            seen="\n".join(wrong),
+            hint="do they fit into the hypervisor's window for BARs?",
+        )
+
+
 def check_back_on_host(device: BenchDevice, driver: str | None) -> None:
     """The host's driver has it again, and it does I/O there.
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from hil.deadline import Deadline
+from hil.errors import LabError
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.tables import Tables
@@ -64,6 +65,8 @@ class Feature(enum.Enum):
     """Host physical memory can be read."""
     GUEST_MEMORY = "guest-memory"
     """A guest's physical memory can be read from the hypervisor's side."""
+    RELOAD = "reload"
+    """The hypervisor's module can be unloaded and loaded while the host runs."""
     RAW_FRAMES = "raw-frames"
     """A program on the host can answer frames of its own making."""
     SRIOV = "sriov"
@@ -313,6 +316,9 @@ class Platform(ABC):
     """Whether DMA passes untranslated until the first assignment since boot switches the IOMMU on;
     :attr:`domains` says what holds from then on."""
 
+    one_host_domain = False
+    """Whether all functions that the host has are in one domain, rather than in one each."""
+
     stub_driver: str
     """Name of the driver that holds a reserved function."""
 
@@ -379,6 +385,29 @@ class Platform(ABC):
     @abstractmethod
     def remove_vfs(self, address: Address, deadline: Deadline) -> None:
         """Remove all VFs of a PF.  Raises ProductError if the platform refuses (in use)."""
+
+    @abstractmethod
+    def replug(self, address: Address, deadline: Deadline) -> None:
+        """Have the kernel forget a function and find it again, as if it was pulled and put back.
+
+        The host's own driver has it then, if it has one.
+
+        Raises:
+            ProductError: the kernel would not let it go, or did not find it again.
+        """
+
+    def reload(self, deadline: Deadline) -> None:
+        """Unload the hypervisor's module, with the stub driver in it, and load it again.
+
+        No guest exists.  What was reserved is so again, or is with no driver; whoever reserved
+        it gives it back.
+
+        Raises:
+            LabError: :attr:`Feature.RELOAD` is missing.
+            ProductError: the module, or the host, did not come back.
+        """
+        deadline.check()
+        raise LabError(f"the hypervisor of {self.host} cannot be reloaded")
 
     # guests
     @abstractmethod

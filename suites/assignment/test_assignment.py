@@ -23,6 +23,13 @@ def test_a_device_goes_to_a_guest_and_comes_back_working(
     ownership.check_back_on_host(device, driver)
 
 
+@pytest.mark.catalogue("PF6", bugs=[16])
+@pytest.mark.danger(0)
+@pytest.mark.needs
+def test_the_guest_gets_every_memory_bar_of_the_device(device: BenchDevice, guest: Guest) -> None:
+    ownership.check_bars(guest, device)
+
+
 @pytest.mark.catalogue("AS3")
 @pytest.mark.danger(0)
 @pytest.mark.needs(device=["nic", "nvme", "edu"])

@@ -47,6 +47,7 @@ def test_control_without_an_iommu_a_plain_guest_still_boots(lab_without_iommu: B
 def test_at_every_phase_the_device_reaches_the_memory_that_the_platform_states(
     device: BenchDevice, guests: GuestPool
 ) -> None:
+    iommu.switch_on(device, guests)
     guests.give_back(device)
     iommu.check_phase(device, Phase.BOOT)
     device.reserve()
