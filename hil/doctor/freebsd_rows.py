@@ -145,7 +145,9 @@ def _virtualization(seen: Seen) -> Check:
         # vmm.ko stays where its module vmm did not start: the CPU lacks what it needs.
         return _from_cause(seen, name, no_virtualization(seen.state))
     log = f"{seen.boot or ''}\n{seen.state.dmesg or ''}"
-    told = re.search(r"^ *(?:VT-x|SVM): .*", log, re.MULTILINE)
+    # As sys/x86/x86/identcpu.c prints the CPU's features, indented; vmm's own "SVM: not
+    # available." is not.
+    told = re.search(r"^  +(?:VT-x|SVM): .*", log, re.MULTILINE)
     remedy = "[switch VT-x or SVM on in the firmware's setup]"
     if told:
         return _row(seen, name, True, told[0].strip(), remedy)
@@ -310,6 +312,7 @@ def _pptdevs(seen: Seen) -> Check:
     return _row(seen, name, False, evidence, problems[0][1], needed=False)
 
 
+_KEEP_OUT = "and keep devd from loading its driver: sysrc devmatch_blocklist+=MODULE"
 _FORM = 'in /boot/loader.conf: pptdevs="5/0/0 6/0/0", decimal, at most pptdevs, pptdevs2, pptdevs3'
 
 
@@ -359,7 +362,7 @@ def _pptdevs_taken(seen: Seen, kenv: Mapping[str, str]) -> Iterable[tuple[str, s
             driver = drivers[address]
             yield (
                 f"{address.slashes} has {driver or 'no driver'} instead of ppt",
-                f"devctl set driver -f {address.selector} ppt",
+                f"devctl set driver -f {address.selector} ppt  # {_KEEP_OUT}",
             )
 
 

@@ -496,8 +496,8 @@ RULES: tuple[Rule, ...] = (
         Diagnosis("the boot ROM {0} cannot be opened: {1}", "pkg install edk2-bhyve", fault=_HOST),
     ),
     Rule(
-        r"ROM boot failed: unrestricted guest",
-        Diagnosis("this CPU cannot start a guest from a boot ROM: no unrestricted guests"),
+        r"ROM boot failed: unrestricted guest|VM unrestricted guest capability required",
+        Diagnosis("this CPU starts no guest in real mode, as boot ROMs and GRUB need it"),
     ),
     Rule(
         r"Could not open backing file: (\S+): (.*)",
@@ -510,6 +510,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         r"open of tap device (\S+) failed",
         Diagnosis("the guest's network needs {0}, which is absent or in use", "ifconfig {0}"),
+    ),
+    Rule(
+        r"gdb socket (\w+)(?:: (.*))?",
+        Diagnosis("bhyve's debugger port cannot be opened: {1}", "sockstat -l"),
     ),
     Rule(
         r"vm_set_topology|(\d+) vCPUs requested but only (\d+)",
@@ -560,7 +564,7 @@ RULES: tuple[Rule, ...] = (
     Rule(r"^(?:\w+: )?vm_create: (.*)", _vm_create),
     Rule(r"vm_open: (\S+) could not be opened: (.*)", _vm_open),
     Rule(
-        r"Could not (?:create|open) VM (\S+)",
+        r"Could not (?:create|open|reinit) VM (\S+)",
         Diagnosis(
             "grub-bhyve cannot make or open the virtual machine {0}",
             "[kldload -n vmm; bhyvectl --vm={0} --destroy, then load again]",
@@ -629,6 +633,10 @@ RULES: tuple[Rule, ...] = (
             "{0} is read when its module is loaded and cannot be changed after that",
             "[put it into /boot/loader.conf, then reboot]",
         ),
+    ),
+    Rule(
+        r"cannot (\w+) '(.*)': (dataset .*|pool .*|.* does not exist)",
+        Diagnosis("zfs cannot {0} {1}: {2}", "zfs list -t all"),
     ),
     Rule(
         r"(?:No space left on device|out of space)",

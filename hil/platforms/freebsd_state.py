@@ -203,9 +203,9 @@ def no_virtualization(state: HostState) -> Cause:
         return Cause(text, Verdict.RULED_OUT, "kldstat: module vmm is loaded")
     why = state.logged(r"vmx_modinit: |vmx_init: |SVM:? (?:not available|disabled)|svm_init: ")
     why = why or state.logged(r"module_register_init: MOD_LOAD \(vmm")
-    return Cause(
-        text,
-        Verdict.HOLDS,
-        why or "kldstat -v shows no module vmm",
-        "[switch VT-x or SVM on in the firmware's setup]" if why else "kldload -n vmm",
-    )
+    if not why:
+        return Cause(text, Verdict.HOLDS, "kldstat -v shows no module vmm", "kldload -n vmm")
+    remedy = "[switch VT-x or SVM on in the firmware's setup]"
+    if re.search(r"not support|not available", why):
+        remedy = "[use a CPU with VT-x or SVM; in a virtual machine, let it have them (nesting)]"
+    return Cause(text, Verdict.HOLDS, why, remedy)

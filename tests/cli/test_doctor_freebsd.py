@@ -235,11 +235,24 @@ def test_a_cpu_without_vmx_is_told_with_the_kernels_words() -> None:
     check = found["CPU virtualization"]
     assert check.bad
     assert check.evidence == "vmx_modinit: processor does not support VMX operation"
+    assert "nesting" in check.remedy
     assert "AMD-Vi enabled" not in found
     assert found["IOMMU in the firmware"].evidence == "ACPI table DMAR"
     # Before vmm is loaded the log of the boot tells.
     unloaded = rows(vtd_host() | {"modules": recorded("1-host-setup/004").text})
     assert "neither VT-x nor SVM" in unloaded["CPU virtualization"].evidence
+
+
+def test_svm_switched_off_in_the_firmware_is_told() -> None:
+    log = "SVM: disabled by BIOS.\nmodule_register_init: MOD_LOAD (vmm, 0x1, 0) error 6\n"
+    modules = recorded("8-vtd-machine/016").text
+    check = rows(amd_host() | {"dmesg": log, "modules": modules})["CPU virtualization"]
+    assert (check.state, check.evidence) == (State.MISSING, "SVM: disabled by BIOS.")
+    assert "firmware" in check.remedy
+    # Unloaded again, what vmm said is no line of the CPU's features.
+    unloaded = {"dmesg": "CPU: A\nSVM: not available.\n", "boot": None}
+    check = rows(before_vmm() | unloaded)["CPU virtualization"]
+    assert check.state is State.MISSING
 
 
 def test_14_3_on_intel_is_told_of_its_bug() -> None:
@@ -302,7 +315,8 @@ def test_pptdevs_that_work() -> None:
 def test_pptdevs_whose_function_another_driver_has() -> None:
     check = reserved_at_boot(em0="ppt0")
     assert check.evidence == "0/6/0 has igb instead of ppt"
-    assert check.remedy == "devctl set driver -f pci0:0:6:0 ppt"
+    assert check.remedy.startswith("devctl set driver -f pci0:0:6:0 ppt  #")
+    assert "devmatch_blocklist" in check.remedy
     assert not check.bad
 
 

@@ -255,6 +255,12 @@ OTHERS = [
     ("Could not create VM linux", "virtual machine linux", Fault.LAB),
     ('Shared object "/boot/userboot.so" not found', "/boot/userboot.so", Fault.LAB),
     ("iovctl: Failed to configure SR-IOV: Device busy", "Device busy", Fault.LAB),
+    (
+        "bhyve: gdb socket bind: Address already in use",
+        "port cannot be opened: Address already in use",
+        Fault.LAB,
+    ),
+    ("cannot destroy 'p/x': dataset is busy", "zfs cannot destroy p/x: dataset is", Fault.LAB),
     ("anything: Permission denied", "needs root", Fault.LAB),
     ("invalid passthru options", "cannot read the function", Fault.INVENTORY),
     (
