@@ -70,16 +70,18 @@ class NicDriver:
         port: the card.
         memory: where the rings are.
         kind: ``e1000e``, ``igb`` or ``igbvf``.
+        queues: receive queues to have vectors for, one a processor; the first is used.
     """
 
     RING = 64
     BUFFER = 2048
     _SIZE = 16 * RING + RING * BUFFER
 
-    def __init__(self, port: Port, memory: DmaMemory, kind: str) -> None:
+    def __init__(self, port: Port, memory: DmaMemory, kind: str, queues: int = 1) -> None:
         self._port = port
         self._memory = memory
         self._kind = kind
+        self._queues = min(queues, 2)
         self.on_frame: Callable[[bytes], None] = lambda _frame: None
         self.received = self.sent = 0
         self._receive_ring = self._send_ring = 0
@@ -130,16 +132,18 @@ class NicDriver:
             self._memory.write(self._receive_ring + 16 * index, struct.pack("<QQ", buffer, 0))
 
     def _route_interrupts(self) -> None:
-        names = ("rxq0", "aq") if self._kind != "e1000e" else ("rxq0", "txq0", "aq")
+        names = [*(f"rxq{number}" for number in range(self._queues)), "aq"]
         handlers = [(name, self._receive if name == "rxq0" else _nothing) for name in names]
         vectors = self._port.enable_interrupts(handlers)
+        other = self._queues
         if self._kind == "e1000e":
-            self._store(nic.E1000E_IVAR, 0x8 | 0x9 << 8 | 0xA << 16)
+            # RXQ0 and TXQ0 share the first vector
+            self._store(nic.E1000E_IVAR, 0x8 | 0x8 << 8 | (0x8 | other) << 16)
             causes = nic.CAUSE_RXQ0 | nic.CAUSE_OTHER | nic.CAUSE_LINK
             self._store(nic.IMS, causes if vectors > 1 else nic.CAUSE_RX | nic.CAUSE_LINK)
         else:
             self._store(nic.IVAR0, 0x80)
-            self._store(nic.IVAR_MISC, 0x81 << 8)
+            self._store(nic.IVAR_MISC, (0x80 | other) << 8)
             # every vector stays open: a message can be asked for by EICS
             self._store(nic.EIMS, 0x1FFFFFF)
             self._store(nic.IMS, nic.CAUSE_RX | nic.CAUSE_LINK)
@@ -205,15 +209,17 @@ class NvmeDriver:
     Args:
         port: the controller.
         memory: where the queues are.
+        queues: I/O queues to have vectors for, one a processor; the first is used.
     """
 
     ENTRIES = 16
     #: Most bytes that one command moves.
     CHUNK = 128 * 1024
 
-    def __init__(self, port: Port, memory: DmaMemory) -> None:
+    def __init__(self, port: Port, memory: DmaMemory, queues: int = 1) -> None:
         self._port = port
         self._memory = memory
+        self._vectors = ["admin", *(f"io{number}" for number in range(queues))]
         self.blocks = 0
         self.model = self.serial = ""
         self._area = 0
@@ -236,7 +242,7 @@ class NvmeDriver:
         for register, at in ((nvme.ASQ, self._queue(0)), (nvme.ACQ, self._completions(0))):
             self._store(register, at & 0xFFFFFFFF)
             self._store(register + 4, at >> 32)
-        self._port.enable_interrupts((("admin", _nothing), ("io0", _nothing)))
+        self._port.enable_interrupts([(name, _nothing) for name in self._vectors])
         self._store(nvme.CC, 0x460000 | nvme.ENABLE)
         if not self._load(nvme.CSTS) & nvme.READY:
             raise DriverError("the controller does not get ready")

@@ -19,6 +19,8 @@ GIB = 1 << 30
 HOLE = range(0x8000_0000, 0x1_0000_0000)
 #: What the kernel allocates begins here: above all that firmware and loader use.
 KERNEL_START = 16 * MIB
+#: Firmware keeps its tables in as much at the end of low memory.
+FIRMWARE = 16 * MIB
 #: Guest memory is given out in pieces of this size: FreeBSD's superpages.
 SUPERPAGE = 2 * MIB
 
@@ -103,7 +105,7 @@ class HostMemory:
         self._pages: dict[int, bytearray] = {}
         self._fixed: list[Window] = []
         self._movable: Callable[[], Iterable[Window]] = tuple
-        self._kernel = RangeAllocator(KERNEL_START, low)
+        self._kernel = RangeAllocator(KERNEL_START, low - FIRMWARE)
         top = self.ram[-1]
         self._guest = RangeAllocator(top.start, top.stop) if len(self.ram) > 1 else self._kernel
 

@@ -82,6 +82,10 @@ class Nvme(PciFunction):
         self._completions: dict[int, _Completion] = {}
         self.reset_state()
 
+    def keep_contents(self, before: Nvme) -> None:
+        """Have the blocks of a controller of before: the same disk after a power cycle."""
+        self._disk = before._disk
+
     def reset_state(self) -> None:
         """Registers and queues; what is written to the disk stays."""
         # 2048 entries a queue at most, contiguous queues, 7.5 s to get ready, NVM commands

@@ -485,6 +485,15 @@ class PciFunction:
         address = int.from_bytes(entry[:8], "little")
         return address, int.from_bytes(entry[8:12], "little"), bool(entry[12] & 1)
 
+    def msix_table(self) -> bytes:
+        """The whole table, for software that saves it over a reset."""
+        return bytes(self._msix_table)
+
+    def restore_msix_table(self, table: bytes) -> None:
+        """Write it all."""
+        if self._unanswered == 0:
+            self._msix_table[:] = table
+
     def _message(self, vector: int) -> tuple[int, int] | None:
         """Where a vector's message goes; ``None``: nowhere, or masked for now."""
         if self.msix_enabled:
