@@ -45,6 +45,9 @@ class BenchHost:
     platform: Platform
     pace: float = 1.0
     danger: int = 1
+    panic: Callable[[], str] = lambda: ""
+    """What the host's kernel said of its end on its console; empty while it lives, and where
+    nobody reads its console."""
 
     def limit(self, seconds: float, what: str) -> Deadline:
         """A deadline of this host's pace."""

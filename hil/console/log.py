@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -77,6 +77,8 @@ class ConsoleLog:
         self._over = threading.Event()
         self._failure = ""
         self._panic: Panic | None = None
+        self.when_panicked: Callable[[], None] = lambda: None
+        """Called at once by the reader when the kernel reports its end; must not block."""
         self._notices: deque[Panic] = deque(maxlen=100)
         self._line_start = 0
         self._spill: BinaryIO | None = None
@@ -206,6 +208,8 @@ class ConsoleLog:
             if panic is not None:
                 self._panic = panic
             self._news.notify_all()
+        if panic is not None:
+            self.when_panicked()
         newline = chunk.rfind(b"\n")
         if newline >= 0:
             self._line_start = position + newline + 1

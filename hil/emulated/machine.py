@@ -50,6 +50,8 @@ NVME_SIZE = 256 << 20
 DRHD_BASE, DRHD_SIZE = 0xFED9_0000, 0x1000
 #: Raise it when what is saved changes though the command line does not.
 _STATE_FORMAT = 2
+#: Seconds for a panicking host to print its trace.
+_LAST_WORDS = 1.0
 
 #: Root ports in the order of their bus numbers, from bus 1; what is behind each.
 PORTS = ("nic0", "peer0", "nvme0", "edu0", "nic1", "gpu0")
@@ -380,6 +382,7 @@ class EmulatedLab:
             deadline,
         )
         self.console = Console("the lab host", self._process.console)
+        self.console.log.when_panicked = self._panicked
         text = self._process.monitor.human("info usernet", deadline)
         found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
         if found is None:
@@ -482,6 +485,19 @@ class EmulatedLab:
             self._ssh = None
 
     # ---- out of band -----------------------------------------------------------------
+
+    @property
+    def panic(self) -> str:
+        """What the host's kernel said of its end; empty while it lives."""
+        panic = self.console.log.panic
+        return panic.line if panic is not None else ""
+
+    def _panicked(self) -> None:
+        # Whoever waits for the host or for what runs on it waits in vain.  A moment later,
+        # so that the kernel's trace stands in the evidence of the test.
+        timer = threading.Timer(_LAST_WORDS, self._drop_ssh)
+        timer.daemon = True
+        timer.start()
 
     def power_cycle(self, deadline: Deadline) -> None:
         """Off and on: returns when the host answers again.  Connections to it are gone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hil.bench import Bench, BenchDevice, BenchHost, Peer
 from hil.deadline import Deadline
 from hil.errors import LabError
@@ -24,7 +26,7 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
     if live.emulated is not None:
         pace = EMULATED_PACE.get(live.emulated.accelerator.name, max(EMULATED_PACE.values()))
     hosts = {
-        name: BenchHost(name, platform, pace, lab.hosts[name].danger)
+        name: BenchHost(name, platform, pace, lab.hosts[name].danger, _panic_of(live))
         for name, platform in live.platforms.items()
     }
     devices = {}
@@ -50,6 +52,11 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
         guest_system=entry.os if entry else "linux",
         templates=templates,
     )
+
+
+def _panic_of(live: LiveLab) -> Callable[[], str]:
+    machine = live.emulated
+    return lambda: machine.panic if machine is not None else ""
 
 
 def _peer(

@@ -169,3 +169,20 @@ def test_a_never_ending_line_is_followed(tmp_path: Path) -> None:
     assert log.panic is None
     assert len(log.tail(3)) == 1
     assert log.end == 6_300_000
+
+
+def test_who_wants_to_know_of_a_panic_is_told_once() -> None:
+    told: list[str] = []
+    stream = ScriptedStream()
+    log = ConsoleLog("g", stream)
+    log.when_panicked = lambda: told.append("panicked")
+    for line in (
+        b"hello\r\n",
+        b"[    1.0] x\r\n",
+        b"panic: one\r\npanic: two\r\n",
+        b"panic: 3\r\n",
+    ):
+        stream.feed(line)
+    stream.end()
+    ended(log)
+    assert told == ["panicked"]

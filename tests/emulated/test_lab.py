@@ -221,6 +221,18 @@ def test_power_cycle_of_a_host_that_is_off(lab: EmulatedLab, host: Transport) ->
     assert sh(lab.ssh(limit()), "echo up") == "up\n"
 
 
+def test_a_host_that_panics_ends_what_waits_for_it(lab: EmulatedLab) -> None:
+    host = lab.ssh(limit())
+    assert lab.panic == ""
+    patience = limit()
+    with pytest.raises(LabError):
+        host.run(["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 900"], deadline=patience)
+    assert not patience.expired
+    assert "Kernel panic" in lab.panic
+    lab.power_cycle(limit())
+    assert lab.panic == ""
+
+
 def test_a_lab_without_an_iommu() -> None:
     lab = EmulatedLab.up(iommu=False, deadline=limit(600))
     try:

@@ -68,6 +68,7 @@ class FakeLabs:
     asked: list[str] = field(default_factory=list)
     fails_with: HilError | None = None
     dead: set[str] = field(default_factory=set)
+    panics: dict[str, str] = field(default_factory=dict)
     settled: int = 0
     closed: int = 0
 
@@ -97,6 +98,7 @@ class FakeHost:
     def __init__(self, labs: FakeLabs, name: str) -> None:
         self.name = name
         self.platform = FakePlatform(labs, name)
+        self.panic = lambda: labs.panics.get(name, "")
 
     def limit(self, seconds: float, what: str) -> Any:
         from hil.deadline import Deadline

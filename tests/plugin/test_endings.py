@@ -163,6 +163,23 @@ def test_an_emulated_host_that_died_is_replaced(run_hil: RunHil, labs: FakeLabs)
     assert labs.asked == ["shared"] * 4
 
 
+@pytest.mark.parametrize("seen", ["GuestError('gone')", "LabError('broke')", "KeyError('bug')"])
+def test_a_host_that_panicked_is_the_product_s_failure_whatever_the_test_saw(
+    run_hil: RunHil, labs: FakeLabs, seen: str
+) -> None:
+    labs.panics["alpha"] = "Kernel panic - not syncing: out of luck"
+    labs.dead.add("alpha")
+    ran = run_hil(
+        f"@pytest.mark.danger(0)\ndef test_a(lab): raise {seen}\n"
+        "@pytest.mark.danger(0)\ndef test_b(lab): pass\n",
+        kind="emulated",
+    )
+    assert ran.statuses == {"test_a": "failed", "test_b": "passed"}
+    words = "host alpha died: Kernel panic - not syncing: out of luck"
+    assert ran.reason("test_a") == words
+    assert labs.asked == ["shared"] * 2
+
+
 def test_each_test_of_a_pristine_lab_gets_a_fresh_one(run_hil: RunHil, labs: FakeLabs) -> None:
     ran = run_hil(
         "pytestmark = pytest.mark.danger(0)\n"
