@@ -129,21 +129,29 @@ def parse_sysctl(text: str) -> dict[str, str]:
     return values
 
 
-_KENV = re.compile(r'([^\s="]+)="(.*)"\s*')
+_KENV = re.compile(r'([^\s="]+)="(.*)"\s*', re.DOTALL)
 
 
 def parse_kenv(text: str) -> dict[str, str]:
     """``kenv -q``: the kernel's environment, ``name="value"`` a line (bin/kenv/kenv.c).
 
+    A value may go on over several lines, as some firmware's SMBIOS strings do.
+
     Raises:
         LabError: on a line that has not this form.
     """
     values = {}
+    pending = ""
     for line in lines_of(text):
-        match = _KENV.fullmatch(line)
-        if match is None:
-            raise unknown("kenv", line)
-        values[match[1]] = match[2]
+        pending = f"{pending}\n{line}" if pending else line
+        match = _KENV.fullmatch(pending)
+        if match:
+            values[match[1]] = match[2]
+            pending = ""
+        elif not re.match(r'[^\s="]+="', pending):
+            break
+    if pending:
+        raise unknown("kenv", pending)
     return values
 
 

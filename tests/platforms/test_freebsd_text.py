@@ -82,8 +82,10 @@ def test_kernel_environment_and_pptdevs() -> None:
     more = {"pptdevs": "1/0/0 pci0:2:0:0", "pptdevs3": "3/0/1 4/0", "pptdevs4": "5/0/0"}
     assert text.pptdevs(more) == (Address(0, 1, 0, 0), Address(0, 3, 0, 1))
     assert text.pptdevs_ignored(more) == ("pci0:2:0:0", "4/0", 'pptdevs4="5/0/0"')
-    with pytest.raises(LabError, match="unquoted"):
-        text.parse_kenv("name=unquoted\n")
+    assert text.parse_kenv('a="one\n two"\nb=""\n') == {"a": "one\n two", "b": ""}
+    for wrong in ("name=unquoted\n", 'a="never closed\n', 'b=""\nplain\n'):
+        with pytest.raises(LabError, match=r"unquoted|closed|plain"):
+            text.parse_kenv(wrong)
 
 
 def test_bhyve_is_known_among_processes_by_its_title_or_its_arguments() -> None:
