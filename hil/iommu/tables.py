@@ -288,6 +288,11 @@ class HostTables:
         self.units = tuple(units)
         self._responsible = responsible
 
+    @property
+    def enabled(self) -> bool:
+        """Whether any unit translates."""
+        return any(unit.tables is not None for unit in self.units)
+
     def _tables(self, requester_id: int) -> Tables:
         unit = self._responsible(requester_id)
         if unit is None or unit.tables is None:

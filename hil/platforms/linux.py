@@ -28,11 +28,11 @@ from hil.errors import (
 )
 from hil.guests.images import GuestImage
 from hil.guests.linux import LinuxGuest
-from hil.iommu.acpi import parse_dmar
 from hil.iommu.faults import FaultRecord, parse_fault_log
+from hil.iommu.host import host_tables
 from hil.iommu.memory import CachedMemory, PhysicalMemory
-from hil.iommu.registers import DrhdRegisters
-from hil.iommu.tables import Tables
+from hil.iommu.scope import Topology
+from hil.iommu.tables import HostTables
 from hil.journal import LINUX, Entry, Journal, Undo, card_of
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
@@ -58,8 +58,7 @@ from hil.transport.base import Result, Transport
 
 SYSFS = "/sys/bus/pci/devices"
 STUB = "vfio-pci"
-#: Bytes of a DRHD unit's register page (VT-d specification 11.4).
-DRHD_PAGE = 4096
+ACPI = "/sys/firmware/acpi/tables"
 #: The first QEMU that migrates to and from files.
 _SAVES_TO_FILE = (8, 2)
 #: In place of a driver's name: whichever the kernel chooses.
@@ -72,6 +71,21 @@ class OutOfBand(Protocol):
     def physical_memory(self) -> PhysicalMemory: ...
 
     def drhd_registers(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Registers:
+    """The remapping units' registers; an emulated lab has one unit, Intel's."""
+
+    transport: Transport
+    out_of_band: OutOfBand | None
+    deadline: Deadline
+
+    def read(self, address: int, length: int) -> bytes:
+        """As :meth:`hil.iommu.memory.PhysicalMemory.read`."""
+        if self.out_of_band is not None:
+            return self.out_of_band.drhd_registers()[:length]
+        return read_device_memory(self.transport, address, length, self.deadline)
 
 
 # One process lists everything: a spawn costs milliseconds under emulation.
@@ -535,30 +549,33 @@ class LinuxVfio(Platform):
 
     # ---- the IOMMU, memory, interrupts -------------------------------------------
 
-    def tables(self, deadline: Deadline) -> Tables:
-        base, page = self._drhd(deadline)
-        memory = CachedMemory(self.physical_memory(deadline))
-        tables = DrhdRegisters(page).unit(memory, base).tables
-        if tables is None:
+    def tables(self, deadline: Deadline) -> HostTables:
+        dmar, ivrs = self._acpi(deadline)
+        tables = host_tables(
+            dmar=dmar,
+            ivrs=ivrs,
+            registers=_Registers(self.transport, self._out_of_band, deadline),
+            memory=CachedMemory(self.physical_memory(deadline)),
+            topology=lambda: Topology.of(self.functions(deadline)),
+        )
+        if not tables.enabled:
             raise ProductError(
-                f"DMA remapping is off on {self.host}: GSTS.TES of the unit at {base:#x} is 0",
-                host=self.host,
+                f"DMA remapping is off on {self.host}", seen=tables.describe(), host=self.host
             )
         return tables
 
-    def _drhd(self, deadline: Deadline) -> tuple[int, bytes]:
-        """Address and contents of the remapping unit's register page."""
-        table = self.transport.get("/sys/firmware/acpi/tables/DMAR", deadline=deadline)
-        units = parse_dmar(table).units
-        if len(units) != 1:
-            raise LabError(
-                f"{self.host} has {len(units)} remapping units; only one can be read as yet",
-                host=self.host,
+    def _acpi(self, deadline: Deadline) -> tuple[bytes | None, bytes | None]:
+        """The firmware's tables of IOMMUs, Intel's and AMD's; read once."""
+        if self._acpi_read is None:
+            listed = self.transport.run(["ls", ACPI], deadline=deadline).check().stdout.split()
+            dmar, ivrs = (
+                self.transport.get(f"{ACPI}/{name}", deadline=deadline) if name in listed else None
+                for name in ("DMAR", "IVRS")
             )
-        base = units[0].base
-        if self._out_of_band is not None:
-            return base, self._out_of_band.drhd_registers()
-        return base, read_device_memory(self.transport, base, DRHD_PAGE, deadline)
+            self._acpi_read = dmar, ivrs
+        return self._acpi_read
+
+    _acpi_read: tuple[bytes | None, bytes | None] | None = None
 
     def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:
         return parse_fault_log(self.kernel_log(deadline))
