@@ -13,18 +13,20 @@ from hil.pci.reset import reset_facts
 from hil.platforms.contract import Bar, Function
 from hil.platforms.freebsd_text import (
     DeviceTree,
-    Interface,
     lines_of,
+    parse_devinfo,
+    parse_sysctl,
+    unknown,
+)
+from hil.platforms.freebsd_uses import (
+    Interface,
     parse_camcontrol,
     parse_default_routes,
-    parse_devinfo,
     parse_geom,
     parse_ifconfig,
     parse_mounts,
     parse_swapinfo,
-    parse_sysctl,
     parse_zpool,
-    unknown,
 )
 
 #: The driver that holds a function for bhyve.

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hil.errors import HilError, LabError
 from hil.pci.address import Address
 from hil.platforms import freebsd_text as text
-from hil.platforms.freebsd_text import Mount, Process, Release
+from hil.platforms import freebsd_uses as uses
+from hil.platforms.freebsd_text import Process, Release
+from hil.platforms.freebsd_uses import Mount
 from tests.recorded import all_recorded, recorded
 
 #: Recordings of one command alone, and what reads it.
@@ -139,16 +141,16 @@ zroot/ROOT/default\t/mnt/a\\040b\tzfs\trw\t\t0 0
 
 
 def test_mounts_and_swap() -> None:
-    assert text.parse_mounts(MOUNTS)[::2] == (
+    assert uses.parse_mounts(MOUNTS)[::2] == (
         Mount("/dev/gpt/rootfs", "/", "ufs"),
         Mount("zroot/ROOT/default", "/mnt/a\\040b", "zfs"),
     )
     swap = (
         "Device          1K-blocks     Used    Avail Capacity\n/dev/ada0p2  2097152 0 2097152 0%\n"
     )
-    assert text.parse_swapinfo(swap) == ("/dev/ada0p2",)
+    assert uses.parse_swapinfo(swap) == ("/dev/ada0p2",)
     with pytest.raises(LabError, match="odd"):
-        text.parse_mounts("odd\n")
+        uses.parse_mounts("odd\n")
 
 
 # sys/geom/geom_dump.c, g_conftxt_geom; a mirror of two disks, with an encrypted partition.
@@ -167,7 +169,7 @@ GEOM = """\
 
 
 def test_providers_lie_on_disks() -> None:
-    on = text.parse_geom(GEOM)
+    on = uses.parse_geom(GEOM)
     assert on["mirror/swap"] == ("ada0", "ada1")
     assert on["mirror/swap.eli"] == ("ada0",)
     assert on["ada0p1"] == ("ada0",)
@@ -175,7 +177,7 @@ def test_providers_lie_on_disks() -> None:
     assert on["md0"] == ("md0",)
     for wrong in ("2 PART ada0p1 1 2\n", "0 DISK ada0\n", "x\n"):
         with pytest.raises(LabError, match=wrong.strip()):
-            text.parse_geom(wrong)
+            uses.parse_geom(wrong)
 
 
 ZPOOL = """\
@@ -218,15 +220,15 @@ scbus-1 on xpt0 bus 0:
 
 
 def test_pools_and_disks_of_cam() -> None:
-    assert text.parse_zpool(ZPOOL) == {
+    assert uses.parse_zpool(ZPOOL) == {
         "zroot": ("/dev/ada0p3", "/dev/ada1p3", "/dev/nda0"),
         "guests": ("/dev/da0",),
     }
-    assert text.parse_zpool("") == {}
-    disks = text.parse_camcontrol(CAMCONTROL)
+    assert uses.parse_zpool("") == {}
+    disks = uses.parse_camcontrol(CAMCONTROL)
     assert (disks["ada0"], disks["nda0"], disks["da0"]) == ("ahcich0", "nvme0", "umass-sim0")
     with pytest.raises(LabError, match="neither"):
-        text.parse_camcontrol("neither\n")
+        uses.parse_camcontrol("neither\n")
 
 
 IFCONFIG = """\
@@ -271,7 +273,7 @@ default                           fe80::1%em0.7                 UGS       em0.7
 
 
 def test_interfaces_and_default_routes() -> None:
-    links = {link.name: link for link in text.parse_ifconfig(IFCONFIG)}
+    links = {link.name: link for link in uses.parse_ifconfig(IFCONFIG)}
     assert links["em0"].addresses == ("192.0.2.7", "fe80::5054:ff:fe12:3456")
     assert links["em0"].ether == "52:54:00:12:34:56"
     assert links["em0"].groups == ()
@@ -279,9 +281,9 @@ def test_interfaces_and_default_routes() -> None:
     assert links["bridge0"].description == "hil: guests"
     assert links["em0.7"].parts == ("em0",)
     assert links["lagg0"].parts == ("igb0",)
-    assert text.parse_default_routes(ROUTES) == ("em0", "em0.7")
+    assert uses.parse_default_routes(ROUTES) == ("em0", "em0.7")
     with pytest.raises(LabError, match="no interface"):
-        text.parse_ifconfig("no interface\n")
+        uses.parse_ifconfig("no interface\n")
 
 
 def raised(act: Callable[[], object]) -> HilError | None:
@@ -293,7 +295,12 @@ def raised(act: Callable[[], object]) -> HilError | None:
     return None
 
 
-PARSERS = [getattr(text, name) for name in dir(text) if name.startswith("parse_")]
+PARSERS = [
+    getattr(module, name)
+    for module in (text, uses)
+    for name in dir(module)
+    if name.startswith("parse_")
+]
 SAMPLES = [one.text for one in all_recorded() if one.command in READERS]
 SAMPLES += [MOUNTS, GEOM, ZPOOL, CAMCONTROL, IFCONFIG, ROUTES]
 
