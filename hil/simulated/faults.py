@@ -92,6 +92,13 @@ FAULTS: tuple[Fault, ...] = (
         "usr.sbin/bhyve/pci_emul.c: the result of assigning a BAR is ignored",
     ),
     Fault(
+        19,
+        "19-guest-flr-raw",
+        "A function level reset that the guest starts reaches the device, and its BARs and "
+        "COMMAND are not restored.",
+        "usr.sbin/bhyve/pci_passthru.c, passthru_cfgwrite",
+    ),
+    Fault(
         20,
         "20-stale-device-table",
         "Removing a device leaves its page table pointer in the device table.",
