@@ -36,6 +36,8 @@ class FaultRecord:
         write: whether the device tried to write; ``None`` if not told.
         text: what the record was read from, bounded.
         domain: PCI segment, 0 where the source does not say.
+        source: what told it, where that is not the kernel's log: a unit.  Records of one source
+            come in order; those of two are not told apart by when they came.
     """
 
     requester_id: int
@@ -44,6 +46,7 @@ class FaultRecord:
     write: bool | None
     text: str
     domain: int = 0
+    source: str = ""
 
 
 _BDF = (

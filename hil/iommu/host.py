@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 from hil.errors import LabError
 from hil.iommu.acpi import Drhd, Ivhd, parse_dmar, parse_ivrs
@@ -84,10 +85,13 @@ def host_faults(
     """
     found: list[FaultRecord] = []
     for drhd in _drhds(dmar)[0]:
-        found += DrhdRegisters(registers.read(drhd.base, PAGE_SIZE)).faults()
+        held = DrhdRegisters(registers.read(drhd.base, PAGE_SIZE)).faults()
+        found += (replace(record, source=f"drhd @ {drhd.base:#x}") for record in held)
     for ivhd in _ivhds(ivrs):
-        events = IvhdRegisters.read(registers, ivhd.base).events(memory)
-        found += (record for event in events if (record := event.fault()) is not None)
+        for event in IvhdRegisters.read(registers, ivhd.base).events(memory):
+            record = event.fault()
+            if record is not None:
+                found.append(replace(record, source=f"ivhd @ {ivhd.base:#x}"))
     return tuple(found)
 
 

@@ -215,14 +215,19 @@ def new_faults(
 ) -> tuple[FaultRecord, ...]:
     """Faults in ``after`` that were not in ``before``: logs grow, or lose their start.
 
-    The same fault may come again, so records are told apart by where they stand, not by
-    their text.
+    The same fault may come again, so records are told apart by where they stand in their
+    source, not by their text.
     """
-    old, new = [record.text for record in before], [record.text for record in after]
-    known = next(
-        n for n in range(min(len(old), len(new)), -1, -1) if old[len(old) - n :] == new[:n]
-    )
-    return tuple(after[known:])
+    found: list[FaultRecord] = []
+    for source in dict.fromkeys(record.source for record in after):
+        old = [record.text for record in before if record.source == source]
+        new = [record for record in after if record.source == source]
+        texts = [record.text for record in new]
+        known = next(
+            n for n in range(min(len(old), len(new)), -1, -1) if old[len(old) - n :] == texts[:n]
+        )
+        found += new[known:]
+    return tuple(found)
 
 
 def check_fault(

@@ -205,8 +205,8 @@ def test_faults_of_intel_s_units() -> None:
         registers=Registers({FIRST: page(records=[write]), SECOND: page()}),
         memory=MemoryImage(0),
     )
-    assert [(f.requester_id, f.address, f.reason, f.write) for f in found] == [
-        (NIC, 0x3000, 5, True)
+    assert [(f.requester_id, f.address, f.reason, f.write, f.source) for f in found] == [
+        (NIC, 0x3000, 5, True, "drhd @ 0xfed90000")
     ]
 
 
@@ -219,5 +219,7 @@ def test_faults_of_amd_s_units() -> None:
         memory.set_qword(0x30_0008 + 16 * number, high)
     registers = Registers({FIRST: amd_pages(None), SECOND: amd_pages(None, 0)})
     found = host_faults(dmar=None, ivrs=TWO_IVHDS, registers=registers, memory=memory)
-    assert [(f.requester_id, f.address, f.write) for f in found] == [(NIC, 0x3000, True)]
+    assert [(f.requester_id, f.address, f.write, f.source) for f in found] == [
+        (NIC, 0x3000, True, "ivhd @ 0xfed90000")
+    ]
     assert host_faults(dmar=None, ivrs=None, registers=registers, memory=memory) == ()

@@ -236,6 +236,15 @@ def test_a_log_that_lost_its_start_tells_the_new_ones(lost: int, more: int) -> N
     assert new_faults(records[:8], records[lost:]) == tuple(records[8:])
 
 
+@given(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4), st.integers(0, 4))
+def test_a_log_and_a_unit_that_both_grew(log: int, unit: int, more: int, again: int) -> None:
+    """A host's faults are those of its log and of each unit, one list after the other."""
+    lines = [fault(f"line {n}") for n in range(log + more)]
+    records = [fault("record", source="ivhd @ 0xfed80000") for _ in range(unit + again)]
+    found = new_faults(lines[:log] + records[:unit], lines + records)
+    assert list(found) == lines[log:] + records[unit:]
+
+
 class Stray:
     """Stands for edu_engine: the device's write becomes a fault line, if the IOMMU does."""
 
