@@ -47,6 +47,8 @@ PREFIX = "hil-"
 SSH_PORT = 2222
 _PAGE = 4096
 SEARCH_LIMIT = 1000
+#: Bytes at the end of a guest's memory that its kernel does not use.
+KEPT_FOR_DMA = 16 << 20
 
 _numbers = itertools.count(secrets.randbelow(16000))
 
@@ -270,7 +272,11 @@ class BhyveMachine:
             return []
         if self.image.loader is Loader.BHYVELOAD:
             command = ["bhyveload", *wired, "-m", self._memory, "-c", self.console_device]
-            for word in (*self.image.arguments, *self.spec.arguments):
+            # What the kernel leaves alone is for DMA by programs in the guest; the second name
+            # tells them where it is (hil.probes.remote.in_guest).
+            start = self._end_of_memory - KEPT_FOR_DMA
+            kept = (f"hw.physmem={start}", f"hil.dma={start:#x}:{KEPT_FOR_DMA:#x}")
+            for word in (*kept, *self.image.arguments, *self.spec.arguments):
                 command += ["-e", word]
             return [*command, "-d", self.disk, self.vm]
         root = "host" if self.image.kernel else self.image.grub_root

@@ -374,6 +374,7 @@ def test_bhyve_s_command_line_wires_memory_only_for_passed_devices() -> None:
     )
     assert shlex.join(machine.loader_command()) == (
         "bhyveload -S -m 512M -c /dev/nmdmhil-nic0-1-0012A "
+        "-e hw.physmem=520093696 -e hil.dma=0x1f000000:0x1000000 "
         "-d /var/run/hil/hil-nic0-1-0012/disk hil-nic0-1-0012"
     )
     plain = made(FakeTransport(), devices=())

@@ -3,12 +3,15 @@
 It is sent as text and installs nothing; standard library only.  It takes one JSON object
 a line on standard input and answers one a line: ``{"ok": …}`` or ``{"error": "…"}``.
 
-Registers are reached by mmap of sysfs ``resourceN``, interrupts of functions without a driver
-through uio_pci_generic.  DMA memory is of huge pages, which stay where they are; their physical
-addresses come from ``/proc/self/pagemap``.
+On Linux registers are reached by mmap of sysfs ``resourceN``, interrupts of functions without a
+driver through uio_pci_generic.  DMA memory is of huge pages, which stay where they are; their
+physical addresses come from ``/proc/self/pagemap``.
+
+On FreeBSD registers are reached by mmap of ``/dev/mem``.  DMA memory is what the loader was told to
+keep from the kernel (``hw.physmem``), and where that is (``hil.dma``, ``0xSTART:0xSIZE``).
 
 Sources: Documentation/PCI/sysfs-pci.rst, Documentation/driver-api/uio-howto.rst and
-Documentation/admin-guide/mm/pagemap.rst of Linux.
+Documentation/admin-guide/mm/pagemap.rst of Linux; pciconf(8), mem(4) and loader.conf(5) of FreeBSD.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ MAP_HUGETLB = 0x40000
 
 SYSFS = "/sys/bus/pci/devices/"
 
+FREEBSD = sys.platform.startswith("freebsd")
+
 
 def write_text(path: str, text: str) -> None:
     with open(path, "w") as file:
@@ -49,30 +54,56 @@ KINDS: Any = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctyp
 
 
 class Device:
-    """A function's registers, and its interrupts where no driver of the guest has them."""
+    """A function's registers."""
 
-    def __init__(self, address: str) -> None:
-        self.path = SYSFS + address
-        self.bars: dict[int, mmap.mmap] = {}
-        self.events = -1
+    def __init__(self) -> None:
+        self.bars: dict[int, Any] = {}
         self.command(0, MEMORY | BUS_MASTER)
 
     def command(self, clear: int, put: int) -> None:
         """Change bits of the COMMAND register."""
+        raise NotImplementedError
+
+    def map(self, bar: int) -> Any:
+        """A BAR's registers, mapped."""
+        raise NotImplementedError
+
+    def register(self, bar: int, offset: int, width: int) -> Any:
+        if bar not in self.bars:
+            self.bars[bar] = self.map(bar)
+        return KINDS[width].from_buffer(self.bars[bar], offset)
+
+    def listen(self) -> None:
+        """Count the interrupts of a function that has no driver."""
+        raise OSError("this system gives no program the interrupts of a function")
+
+    def count(self, settle: float) -> int:  # noqa: ARG002 - for those that can
+        """Interrupts since the last call, once none has come for ``settle`` seconds."""
+        raise OSError("nobody listens")
+
+    def close(self) -> None:
+        pass
+
+
+class LinuxDevice(Device):
+    def __init__(self, address: str) -> None:
+        self.path = SYSFS + address
+        self.events = -1
+        super().__init__()
+
+    def command(self, clear: int, put: int) -> None:
         with open(self.path + "/config", "r+b", buffering=0) as config:
             config.seek(4)
             (value,) = struct.unpack("<H", config.read(2))
             config.seek(4)
             config.write(struct.pack("<H", value & ~clear | put))
 
-    def register(self, bar: int, offset: int, width: int) -> Any:
-        if bar not in self.bars:
-            with open("%s/resource%d" % (self.path, bar), "r+b", buffering=0) as file:
-                self.bars[bar] = mmap.mmap(file.fileno(), 0)
-        return KINDS[width].from_buffer(self.bars[bar], offset)
+    def map(self, bar: int) -> Any:
+        with open("%s/resource%d" % (self.path, bar), "r+b", buffering=0) as file:
+            return mmap.mmap(file.fileno(), 0)
 
     def listen(self) -> None:
-        """Count INTx by uio_pci_generic, for a function that has no driver."""
+        """Count INTx by uio_pci_generic."""
         subprocess.run(["modprobe", "uio_pci_generic"], check=True)
         write_text(self.path + "/driver_override", "uio_pci_generic")
         write_text("/sys/bus/pci/drivers_probe", os.path.basename(self.path))
@@ -86,7 +117,6 @@ class Device:
         self.command(INTX_DISABLE, 0)
 
     def count(self, settle: float) -> int:
-        """Interrupts since the last call, once none has come for ``settle`` seconds."""
         came = 0
         while select.select([self.events], [], [], settle)[0]:
             (total,) = struct.unpack("I", os.read(self.events, 4))
@@ -101,7 +131,48 @@ class Device:
             write_text(self.path + "/driver/unbind", os.path.basename(self.path))
 
 
-class Memory:
+def told(*command: str) -> str:
+    """What a command prints; its error, if it fails."""
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True
+    )
+    if result.returncode != 0:
+        raise OSError("%s: %s" % (" ".join(command), result.stderr.strip()))
+    return str(result.stdout)
+
+
+class FreebsdDevice(Device):
+    def __init__(self, address: str) -> None:
+        domain, bus, rest = address.split(":")
+        device, function = rest.split(".")
+        numbers = tuple(int(part, 16) for part in (domain, bus, device, function))
+        self.selector = "pci%d:%d:%d:%d" % numbers
+        super().__init__()
+
+    def command(self, clear: int, put: int) -> None:
+        value = int(told("pciconf", "-r", "-h", self.selector, "4"), 16)
+        told("pciconf", "-w", "-h", self.selector, "4", hex(value & ~clear | put))
+
+    def map(self, bar: int) -> Any:
+        # "    bar   [10] = type Memory, range 32, base 0xc0360000, size 131072, enabled"
+        label = "[%x]" % (0x10 + 4 * bar)
+        for line in told("pciconf", "-lb", self.selector).splitlines():
+            words = line.replace(",", " ").split()
+            if words[:2] == ["bar", label] and "Memory" in words:
+                base = int(words[words.index("base") + 1], 16)
+                return map_memory(base, int(words[words.index("size") + 1]))
+        raise OSError("%s has no memory BAR %d" % (self.selector, bar))
+
+
+def map_memory(base: int, size: int) -> Any:
+    file = os.open("/dev/mem", os.O_RDWR)
+    try:
+        return mmap.mmap(file, size, offset=base)
+    finally:
+        os.close(file)
+
+
+class LinuxMemory:
     """Physically contiguous, locked memory of 2 MiB pages."""
 
     def __init__(self, size: int) -> None:
@@ -129,13 +200,55 @@ class Memory:
                 self.pages.append((entry & ((1 << 55) - 1)) * PAGE)
 
 
+class FreebsdMemory:
+    """2 MiB pages that the kernel leaves alone; whole 2 MiB pages one after the other.
+
+    A page is this process's while it has a file locked: agents may run side by side.
+    """
+
+    def __init__(self, size: int) -> None:
+        import fcntl
+
+        count = -(-size // HUGE)
+        try:
+            start, length = (int(word, 16) for word in told("kenv", "-q", "hil.dma").split(":"))
+        except (OSError, ValueError):
+            raise OSError(
+                "no memory is kept for DMA: the loader was not told hw.physmem and hil.dma"
+            ) from None
+        self.locks: list[int] = []
+        for page in range(length // HUGE):
+            lock = os.open("/var/run/hil-dma.%d" % page, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(lock)
+                self.release()
+                continue
+            self.locks.append(lock)
+            if len(self.locks) == count:
+                self.size = count * HUGE
+                first = start + (page + 1 - count) * HUGE
+                self.map = map_memory(first, self.size)
+                self.pages = [first + index * HUGE for index in range(count)]
+                return
+        self.release()
+        raise OSError("the memory kept for DMA, %#x bytes, has no %#x left" % (length, size))
+
+    def release(self) -> None:
+        """Give back the pages taken so far: what follows is not next to them."""
+        for lock in self.locks:
+            os.close(lock)
+        self.locks = []
+
+
 devices: dict[str, Device] = {}
-memories: list[Memory] = []
+memories: list[Any] = []
 
 
 def do_open(address: str) -> bool:
     if address not in devices:
-        devices[address] = Device(address)
+        devices[address] = FreebsdDevice(address) if FREEBSD else LinuxDevice(address)
     return True
 
 
@@ -175,7 +288,7 @@ def do_transfer(address: str, bar: int, writes: list[list[int]], wait: list[int]
 
 
 def do_allocate(size: int) -> dict[str, Any]:
-    memories.append(Memory(size))
+    memories.append(FreebsdMemory(size) if FREEBSD else LinuxMemory(size))
     return {"id": len(memories) - 1, "size": memories[-1].size, "pages": memories[-1].pages}
 
 
