@@ -15,8 +15,8 @@ import signal
 from dataclasses import replace
 
 from hil.errors import Fault
-from hil.platforms.freebsd_rules import RULES, Diagnosis
-from hil.platforms.freebsd_state import HostState
+from hil.platforms.freebsd_rules import RULES
+from hil.platforms.freebsd_state import Diagnosis, HostState
 
 __all__ = ["Diagnosis", "Ending", "decode", "decode_bhyve", "ending"]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hil.errors import Fault, GuestError, HilError, InventoryError, LabError, ProductError
 from hil.pci.address import Address
 from hil.platforms.freebsd_text import Process, Release
 
@@ -81,6 +82,54 @@ class HostState:
     def others(self) -> tuple[str, ...] | None:
         """Virtual machines other than the one concerned."""
         return None if self.vms is None else tuple(name for name in self.vms if name != self.vm)
+
+
+_ERRORS = {
+    Fault.PRODUCT: ProductError,
+    Fault.GUEST: GuestError,
+    Fault.LAB: LabError,
+    Fault.INVENTORY: InventoryError,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What an error means here."""
+
+    meaning: str
+    """One sentence."""
+    remedy: str = ""
+    """What to do: a command, or in brackets what no command does."""
+    causes: tuple[Cause, ...] = ()
+    """What was considered, where several causes have the same words."""
+    fault: Fault = Fault.LAB
+    text: str = ""
+    """What was printed, all of it."""
+    known: bool = True
+    """Whether any of the text was recognised."""
+
+    @property
+    def cause(self) -> Cause | None:
+        """The cause that holds; ``None`` where the facts do not tell."""
+        return next((one for one in self.causes if one.verdict is Verdict.HOLDS), None)
+
+    def explain(self) -> str:
+        """Meaning and causes, a line each."""
+        told = (
+            f"- {one.verdict}: {one.text}" + (f" ({one.why})" if one.why else "")
+            for one in self.causes
+        )
+        return "\n".join([self.meaning, *told])
+
+    def error(self, message: str, *, host: str = "", command: Sequence[str] = ()) -> HilError:
+        """The exception to raise: ``message`` says what was tried, the rest is told here."""
+        return _ERRORS[self.fault](
+            f"{message}: {self.meaning}",
+            seen="\n".join(part for part in (*self.explain().split("\n")[1:], self.text) if part),
+            hint=self.remedy,
+            host=host,
+            command=command,
+        )
 
 
 def tunable(setting: str) -> str:
