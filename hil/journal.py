@@ -171,7 +171,11 @@ def new_run() -> str:
 
 
 def run_lock(dialect: Dialect, run: str) -> str:
-    """The lock file that the run holds while it lives, and that is empty or gone otherwise."""
+    """The lock file that the run holds while it lives, and that is empty or gone otherwise.
+
+    Beside it, the same with ``.busy`` is locked while one of the run's changes is being made:
+    a command outlives the connection that it came by.
+    """
     return f"{dialect.leases}/run.{run}"
 
 
@@ -208,28 +212,45 @@ rmdir "${entry%/*}" 2>/dev/null
 exit 0
 """
 
-# As above, but only if the lock $3 (in the directory $1) is free; $2 is the text of _UNDO.
+# As above, but only if the lock $3 (in the directory $1) is free within $4 seconds; $2 is the
+# text of _UNDO.
 _UNDO_LOCKED = r"""
 mkdir -p "$1" || exit
-undo=$2 lock=$3; shift 3
-@LOCK@ 1 "$lock" sh -c "$undo" hil "$@"
+undo=$2 lock=$3 patience=$4; shift 4
+@LOCK@ "$patience" "$lock" sh -c "$undo" hil "$@"
+status=$?
+# The lock of a dead run has come to be by being locked.
+case ${lock##*/} in *.busy) ;; run.*) [ -s "$lock" ] || rm -f "$lock" ;; esac
+exit "$status"
 """
 
-# Removes the entries $2 from the folder $1, and the folder if it is empty then.
+# Removes the entries $2 from the folder $1, and the folder if it is empty then; $3 is the run's
+# lock file, or nothing.
 _FLUSH = r"""
 for entry in $2; do rm -f "$1/$entry"; done
+[ -z "$3" ] || rm -f "$3.busy"
 rmdir "$1" 2>/dev/null
 """
 
-# $1 the directory of journals, $2 that of the locks.
+# $1 the directory of journals, $2 that of the locks.  What a dead run's last command still does
+# is waited for.
 _READ = r"""
+leases=$2
+alive() {
+    [ -s "$leases/run.$1" ] || return
+    @LOCK@ 0 "$leases/run.$1" true
+    [ $? -eq 75 ]
+}
+for busy in "$leases"/run.*.busy; do
+    [ -e "$busy" ] || continue
+    run=${busy##*/run.}
+    run=${run%.busy}
+    alive "$run" || @LOCK@ 60 "$busy" rm -f "$busy" || echo "alive $run"
+done
 cd "$1" 2>/dev/null || exit 0
 for folder in *; do
     [ -d "$folder" ] || continue
-    if [ -s "$2/run.$folder" ]; then
-        @LOCK@ 0 "$2/run.$folder" true
-        [ $? -ne 75 ] || echo "alive $folder"
-    fi
+    if alive "$folder"; then echo "alive $folder"; fi
     for file in "$folder"/*; do
         [ -f "$file" ] || continue
         echo "entry $file"
@@ -256,7 +277,8 @@ class Contents:
     lease guards; the latest first."""
     unreadable: tuple[Unreadable, ...] = ()
     alive: frozenset[str] = frozenset()
-    """Ids of runs that hold their leases now: theirs is no leftover."""
+    """Ids of runs that hold their leases now, or whose last command is still at work: theirs is
+    no leftover."""
 
 
 def read(transport: Transport, dialect: Dialect, deadline: Deadline) -> Contents:
@@ -324,6 +346,7 @@ def undo(
     deadline: Deadline,
     *,
     lock: str = "",
+    patience: int = 1,
 ) -> bool:
     """Take one change back and remove its entry; nothing happens if somebody did it already.
 
@@ -334,6 +357,7 @@ def undo(
         dialect: the host's.
         deadline: for all of it.
         lock: the file to be locked meanwhile; empty if the caller holds what guards the entry.
+        patience: seconds to wait for the lock.
 
     Returns:
         Whether all is as before; False if ``lock`` is held by somebody.
@@ -353,7 +377,8 @@ def undo(
         )
     command = ["sh", "-c", _UNDO, "hil"]
     if lock:
-        command[2:] = [_for(dialect, _UNDO_LOCKED), "hil", dialect.leases, _UNDO, lock]
+        words = ["hil", dialect.leases, _UNDO, lock, str(patience)]
+        command[2:] = [_for(dialect, _UNDO_LOCKED), *words]
     result = transport.run([*command, path, kind.script, *entry.undo.arguments], deadline=deadline)
     if lock and result.status == _LOCKED_OUT:
         return False
@@ -399,6 +424,7 @@ class Journal:
         self._by = _who()
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
+        self._used = False
         self._outstanding: dict[str, Entry] = {}
         self._undone: list[str] = []
 
@@ -430,11 +456,8 @@ class Journal:
         script = _for(self._dialect, _CHANGE)
 
         def act(record: Mapping[str, str]) -> Result:
-            return self._transport.run(
-                ["sh", "-c", script, "hil", *record.values(), *command],
-                deadline=deadline,
-                stdin=stdin,
-            )
+            words = ["sh", "-c", script, "hil", *record.values(), *command]
+            return self.run_alone(words, deadline=deadline, stdin=stdin)
 
         entry, result = self.change_by(undo, act, guard=guard)
         if result.status == _REFUSED and "hil: the journal: " in result.stderr:
@@ -442,6 +465,18 @@ class Journal:
                 self._outstanding.pop(entry.name)
             raise self.refused(result.stderr)
         return entry, result
+
+    def run_alone(
+        self, command: Sequence[str], *, deadline: Deadline, stdin: bytes = b""
+    ) -> Result:
+        """Run a command that undoes a change by other means than :meth:`undo`.
+
+        A command outlives a run that is killed; who recovers waits for the end of this one.
+        """
+        if self.lease:
+            seconds = str(int(min(deadline.remaining, 3600)) + 1)
+            command = [*self._dialect.lock, seconds, f"{self.lease}.busy", *command]
+        return self._transport.run(command, deadline=deadline, stdin=stdin)
 
     def change_by(
         self, undo: Undo, act: Callable[[Mapping[str, str]], T], *, guard: str = RUN
@@ -455,6 +490,7 @@ class Journal:
         if kind is None or not kind.fits(undo):
             raise LabError(f"no change of the kind {undo.kind!r} with {undo.arguments} is known")
         with self._lock:
+            self._used = True
             name = f"{next(self._numbers):05d}"
             entry = self._outstanding[name] = Entry(self.run, name, undo, guard, self._by)
             old = list(self._undone)
@@ -500,7 +536,10 @@ class Journal:
                 in the journal.
         """
         if entry in self.outstanding:
-            undo(entry, self._kinds, self._transport, self._dialect, deadline)
+            busy = f"{self.lease}.busy" if self.lease else ""
+            patience = int(min(deadline.remaining, 3600)) + 1
+            transport, dialect = self._transport, self._dialect
+            undo(entry, self._kinds, transport, dialect, deadline, lock=busy, patience=patience)
             with self._lock:
                 self._outstanding.pop(entry.name, None)
 
@@ -518,8 +557,8 @@ class Journal:
                 failures.append(error)
         with self._lock:
             undone, self._undone = self._undone, []
-        if undone:
-            command = ["sh", "-c", _FLUSH, "hil", self._folder, " ".join(undone)]
+        if self._used:
+            command = ["sh", "-c", _FLUSH, "hil", self._folder, " ".join(undone), self.lease]
             # Entries that stay are of what is undone: to undo it again does nothing.
             with contextlib.suppress(HilError):
                 self._transport.run(command, deadline=deadline)

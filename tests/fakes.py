@@ -17,7 +17,7 @@ from hil.guests.linux import LinuxGuest
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.vtd import VtdTables
-from hil.journal import LINUX, Journal
+from hil.journal import LINUX, Journal, Kind
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
 from hil.platforms.contract import (
@@ -288,7 +288,7 @@ class FakePlatform(Platform):
     name = "fake"
     stub_driver = "stub"
     dialect = LINUX
-    undo_kinds = KINDS
+    undo_kinds: tuple[Kind, ...] = KINDS
     domains: Mapping[Phase, Owner] = {
         Phase.BOOT: Owner.HOST,
         Phase.IDLE: Owner.NOBODY,

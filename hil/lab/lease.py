@@ -162,6 +162,7 @@ exec sh -c "$1" hil "$@"
 _LOOK = r"""
 cd "$1" 2>/dev/null || exit 0
 for file in *; do
+    case $file in *.busy) continue ;; esac
     [ -f "$file" ] || continue
     @LOCK@ 0 "$file" true
     [ $? -ne 75 ] || printf 'held %s %s\n' "$file" "$(head -c 1000 "$file" | tr '\n' ' ')"

@@ -26,6 +26,8 @@ class Recovered:
     undone: tuple[Entry, ...] = ()
     kept: tuple[Entry, ...] = ()
     """Left alone: what guards them is in use, or not this caller's."""
+    busy: tuple[Entry, ...] = ()
+    """Of runs that live, or whose last command is still at work."""
     failed: tuple[tuple[Entry, LabError], ...] = ()
     unreadable: tuple[str, ...] = ()
     """Files in a journal that are no entries, with what stands in them; they stay."""
@@ -75,6 +77,7 @@ def recover(
     return Recovered(
         tuple(undone),
         tuple(kept),
+        tuple(entry for entry in contents.entries if entry.run in contents.alive),
         tuple(failed),
         _unreadable(contents, transport, dialect, deadline),
     )
@@ -119,6 +122,15 @@ def put_back(platform: Platform, deadline: Deadline, cards: Collection[str]) -> 
     if lines:
         name = f"what dead runs had left on {platform.host}"
         events.emit(events.Evidence(name, "\n".join(lines).encode()))
+    busy = [entry for entry in recovered.busy if entry.guard in cards]
+    if busy:
+        # Its cards are free, so it is dead; what it last began is still at work.
+        raise LabError(
+            f"{platform.host} is still at work on what a dead run last began",
+            host=platform.host,
+            seen="\n".join(words(entry, kinds) for entry in busy),
+            hint="see what hangs there, and try again",
+        )
     mine: list[HilError] = [error for entry, error in recovered.failed if entry.guard in cards]
     if mine:
         raise LabError(

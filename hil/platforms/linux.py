@@ -428,7 +428,12 @@ class LinuxVfio(Platform):
         agent = self._agent(deadline)
         if agent is not None:
             ask = functools.partial(
-                agent.ask, "bind", deadline, address=str(address), override=override
+                agent.ask,
+                "bind",
+                deadline,
+                address=str(address),
+                override=override,
+                lease=self.journal.lease,
             )
             if undo is None:
                 now, error = ask()
@@ -439,7 +444,7 @@ class LinuxVfio(Platform):
         else:
             command = ["sh", "-c", _BIND, "hil", str(address), override]
             if undo is None:
-                result = self.transport.run(command, deadline=deadline)
+                result = self.journal.run_alone(command, deadline=deadline)
             else:
                 self._taken[address], result = self.journal.change(
                     undo, command, deadline=deadline, guard=guard
@@ -516,9 +521,24 @@ class LinuxVfio(Platform):
                     f"VF {vf} of {address} is held by a guest; the VFs stay", host=self.host
                 )
         with events.step(f"remove the VFs of {address} on {self.host}"):
-            self._sh('echo 0 > "/sys/bus/pci/devices/$1/sriov_numvfs"', address, deadline=deadline)
+            script = 'echo 0 > "/sys/bus/pci/devices/$1/sriov_numvfs"'
+            command = ["sh", "-c", script, "hil", str(address)]
+            self.journal.run_alone(command, deadline=deadline).check()
             if entry := self._made_vfs.pop(address, None):
                 self.journal.forget(entry)
+
+    def replug(self, address: Address, deadline: Deadline) -> None:
+        script = r"""
+        echo 1 > "/sys/bus/pci/devices/$1/remove" || exit
+        echo 1 > /sys/bus/pci/rescan
+        [ -e "/sys/bus/pci/devices/$1" ]
+        """
+        with events.step(f"remove {address} on {self.host} and find it again"):
+            result = self._script(script, address, deadline=deadline)
+        if result.status != 0:
+            raise ProductError(
+                f"{address} was removed and is not found again", host=self.host, seen=result.stderr
+            )
 
     # ---- guests ------------------------------------------------------------------
 

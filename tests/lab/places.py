@@ -10,11 +10,12 @@ from typing import Any
 
 from hil.journal import LINUX, Dialect, Kind, Undo
 
-#: Changes that are files: $1 a file that the change makes.  ``refuses`` is never undone.
+#: Changes that are files: $1 a file that the change makes.  What was there to be undone is
+#: written in ``undone.log`` beside it; with ``NAME.stuck`` beside it, it cannot be undone.
 FILE = Kind(
     "file",
-    script='[ ! -e "$1.stuck" ] || { echo "$1 is stuck" >&2; exit 1; }; echo "$1" >> "$1.log"; '
-    'rm -f "$1"',
+    script='[ ! -e "$1.stuck" ] || { echo "$1 is stuck" >&2; exit 1; }; '
+    '[ ! -e "$1" ] || echo "${1##*/}" >> "${1%/*}/undone.log"; rm -f "$1"',
     accepts=(r"/[A-Za-z0-9._/-]+",),
     by_hand="rm -f {0}",
     made="the file {0} was made",

@@ -152,7 +152,7 @@ def started(directory: Path) -> Started:
 def gone(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
     return state == "Z"  # dead; whoever inherited it has not looked yet
 

@@ -7,6 +7,7 @@ so that one parser reads both.  Standard library only, Python 3.9 and later.
 from __future__ import annotations
 
 import base64
+import fcntl
 import glob
 import json
 import os
@@ -94,11 +95,23 @@ def do_survey(pattern: str) -> str:
     return "\n".join(survey(pattern))
 
 
+def do_bind(
+    address: str, override: str, lease: str, record: Optional[dict[str, str]] = None
+) -> list[str]:
+    """The driver afterwards, and what went wrong."""
+    if not lease:
+        return bind(address, override, record)
+    # As hil.journal has it: whoever recovers waits for what is being done.
+    with open(lease + ".busy", "a") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        if not read(lease):
+            raise OSError("hil: the journal: the leases of this run have lapsed")
+        return bind(address, override, record)
+
+
 def begin(record: dict[str, str]) -> str:
     """Write an entry of the journal as the script of hil.journal does; return its path."""
     folder = record["folder"]
-    if record["lease"] and not read(record["lease"]):
-        raise OSError("hil: the journal: the leases of this run have lapsed")
     for name in record["old"].split():
         try:
             os.unlink(folder + "/" + name)
@@ -123,8 +136,7 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
-def do_bind(address: str, override: str, record: Optional[dict[str, str]] = None) -> list[str]:
-    """The driver afterwards, and what went wrong."""
+def bind(address: str, override: str, record: Optional[dict[str, str]]) -> list[str]:
     entry = begin(record) if record else ""
     error = ""
     try:
