@@ -10,11 +10,20 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from hil.errors import Fault
+from hil.errors import Fault, InventoryError
 from hil.pci.address import Address
 from hil.platforms.freebsd_state import Cause, Diagnosis, HostState, Verdict, iommu_causes
 
+#: strerror(3) of EBUSY, ENOENT and ENXIO.
 BUSY, ABSENT, NO_DEVICE = "Device busy", "No such file or directory", "Device not configured"
+
+
+def parsed(text: str) -> Address | None:
+    """The address that a tool printed; ``None`` if it is none."""
+    try:
+        return Address.parse(text)
+    except InventoryError:
+        return None
 
 
 def not_using(match: re.Match[str], state: HostState) -> Diagnosis:
@@ -24,7 +33,7 @@ def not_using(match: re.Match[str], state: HostState) -> Diagnosis:
     function that is absent or not ppt's, EBUSY for one that a virtual machine holds, and EBUSY
     too where there is no IOMMU.  16 says these words for ENOENT alone, and without ``(4)``.
     """
-    address = Address(0, *(int(group) for group in match.groups()[:3]))
+    address = parsed(match[1])
     second = re.search(r"initialization error: (.*)", match.string, re.IGNORECASE)
     errno = second[1].strip() if second else ""
     newer = "ppt(4)" not in match[0]

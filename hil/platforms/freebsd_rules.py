@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hil.errors import Fault, InventoryError
-from hil.pci.address import Address
-from hil.platforms.freebsd_assign import ABSENT, BUSY, NO_DEVICE, not_using, vm_assign
+from hil.errors import Fault
+from hil.platforms.freebsd_assign import ABSENT, BUSY, NO_DEVICE, not_using, parsed, vm_assign
 from hil.platforms.freebsd_state import Cause, Diagnosis, HostState, Verdict, iommu_causes
 
 
@@ -139,7 +138,7 @@ def _devctl(match: re.Match[str], state: HostState) -> Diagnosis:
     if errno == BUSY:
         if verb in ("clear", "detach", "set") and device.startswith("ppt"):
             return _ppt_busy(device, state)
-        address = _address(device)
+        address = parsed(device)
         if address is not None and state.drivers and state.drivers.get(address) == "ppt":
             return _ppt_busy(device, state)
         if verb == "attach":
@@ -179,13 +178,6 @@ def _ppt_busy(device: str, state: HostState) -> Diagnosis:
     )
 
 
-def _address(text: str) -> Address | None:
-    try:
-        return Address.parse(text)
-    except InventoryError:
-        return None
-
-
 # ---- kernel modules --------------------------------------------------------------
 
 
@@ -217,7 +209,7 @@ RULES: tuple[Rule, ...] = (
             "[give -S (memory.wired=true) to both the loader and bhyve]",
         ),
     ),
-    Rule(r"PCI device at (\d+)/(\d+)/(\d+) is not using the ppt(?:\(4\))? driver", not_using),
+    Rule(r"PCI device at (\d+/\d+/\d+) is not using the ppt(?:\(4\))? driver", not_using),
     Rule(
         r"PCI device at (\d+) is not using the ppt driver",
         Diagnosis(

@@ -219,6 +219,12 @@ NEWER_ABSENT = "PCI device at 0/5/0 is not using the ppt driver\n"
 NEWER = "vm_assign_pptdev: {}\nDevice emulation initialization error: {}\n"
 
 
+def test_an_address_that_is_none_is_no_obstacle() -> None:
+    for wrong in ("999/0/0", "1" * 5000 + "/0/0", "0/99/9"):
+        found = decode(f"PCI device at {wrong} is not using the ppt(4) driver")
+        assert found.meaning.startswith("the device cannot be passed")
+
+
 def test_the_words_of_newer_releases() -> None:
     absent = decode_bhyve(4, NEWER_ABSENT, state(drivers={EM0: "em"}))
     assert "not reserved" in absent.meaning
