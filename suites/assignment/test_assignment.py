@@ -14,12 +14,12 @@ from hil.oracles import leftovers, ownership, race
 @pytest.mark.danger(0)
 @pytest.mark.needs
 def test_a_device_goes_to_a_guest_and_comes_back_working(
-    device: BenchDevice, guests: GuestPool
+    device: BenchDevice, last_guest: Guest
 ) -> None:
     driver = device.host_driver
-    guest = guests.shared(device, cold=True)
-    ownership.check_guest_sees(guest, device)
-    guests.give_back(device)
+    ownership.check_guest_sees(last_guest, device)
+    last_guest.destroy()
+    device.give_back()
     ownership.check_back_on_host(device, driver)
 
 
