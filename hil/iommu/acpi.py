@@ -114,7 +114,7 @@ def parse_dmar(data: bytes) -> Dmar:
 
 @dataclass(frozen=True, slots=True)
 class RequesterRange:
-    """Requester ids from ``first`` to ``last``, both included (5.2.2.2)."""
+    """Requester ids from ``first`` to ``last``, both included (IVHD device entries)."""
 
     first: int
     last: int
@@ -124,7 +124,7 @@ class RequesterRange:
 
 @dataclass(frozen=True, slots=True)
 class Ivhd:
-    """A block that describes an IOMMU (5.2.2.1); several may describe one."""
+    """A block that describes an IOMMU (IVHD); several may describe one."""
 
     type: int
     """10h; 11h or 40h, which newer systems use instead."""
@@ -147,7 +147,7 @@ class Ivhd:
 
 @dataclass(frozen=True, slots=True)
 class Ivmd:
-    """Memory that named functions must always reach (5.2.2.3); ``limit`` is the last byte."""
+    """Memory that named functions must always reach (IVMD); ``limit`` is the last byte."""
 
     type: int
     """20h: all functions; 21h: one; 22h: a range."""
@@ -249,7 +249,7 @@ _ALL, _END, _ACPI = 0x01, 0x04, 0xF0
 
 
 def _ranges(data: bytes, problems: list[str]) -> tuple[RequesterRange, ...]:
-    """Device entries (5.2.2.2); those of I/O APICs and HPETs, which do no DMA, are passed over."""
+    """IVHD device entries; those of I/O APICs and HPETs, which do no DMA, are passed over."""
     found: list[RequesterRange] = []
     start: tuple[int, int | None] | None = None
     position = 0

@@ -52,7 +52,7 @@ _PRESENT = 1 << 0
 _LEVEL_SHIFT = 9
 # Reserved in every revision of the specification; later ones gave meaning to the others.
 _ENTRY_RESERVED = 1 << 63 | 3 << 2
-# bits 60:52 of a directory entry and 58:52 of a page's (2.2.3, figures 8 and 9)
+# bits 60:52 of a directory entry and 58:52 of a page's (2.2.3)
 _DIRECTORY_RESERVED = 0x1FF << 52
 _PAGE_RESERVED = 0x7F << 52
 

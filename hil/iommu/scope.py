@@ -1,8 +1,8 @@
 """Which remapping unit a function belongs to, by the firmware's tables.
 
 VT-d specification, revision 4.1, section 8.3.1: a unit names devices and bridges by the
-path to them, and at most one of a segment has all that no other names.  AMD 48882, section
-5.2.2.2: a block names ranges of requester ids.
+path to them, and at most one of a segment has all that no other names.  AMD 48882, section 5.2: a
+block names ranges of requester ids.
 """
 
 from __future__ import annotations

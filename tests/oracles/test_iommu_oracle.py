@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from hil.bench import BenchDevice
 from hil.errors import ProductError
 from hil.guests.guest import Guest
+from hil.iommu.amdvi import AmdviTables
 from hil.iommu.faults import FaultRecord
+from hil.iommu.tables import HostTables, Unit
+from hil.iommu.vtd import VtdTables
 from hil.oracles import iommu, strayed
 from hil.oracles.iommu import check_fault, check_phase, new_faults
 from hil.pci.address import Address
@@ -28,6 +31,7 @@ from tests.fakes import (
     function,
     silent,
 )
+from tests.iommu import amdvi_builder
 
 GUEST_PAGE, HOST_PAGE = 0x30_0000, 0x800_0000
 MEMORY = 16 << 20
@@ -174,6 +178,51 @@ def test_a_blocking_entry_is_nobody_s_whatever_it_points_to(lab: Lab) -> None:
     at = platform.image.context_address(NIC.requester_id)
     platform.image.set_qword(at, platform.image.qword(at) & ~1)
     check_phase(device, Phase.DESTROYED, before=before, expected=Owner.NOBODY)
+    iommu.check_no_ghost(device)
+
+
+def test_a_domain_id_means_something_within_its_unit_only(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nic, platform = lab
+    platform.known[DISK] = function(DISK)
+    disk = BenchDevice("disk0", "nvme", nic.host, (DISK,))
+    for address in (NIC, DISK):
+        platform.image.context(address.requester_id, domain=1)
+    units = [
+        Unit("drhd", base, 0, VtdTables(platform.image, platform.image.root, unit=base))
+        for base in (0xFED90000, 0xFED91000)
+    ]
+    tables = HostTables(units, lambda rid: units[rid == DISK.requester_id])
+    with pytest.raises(ProductError, match="share domain 0x1"):
+        iommu.check_distinct([nic, disk])
+    monkeypatch.setattr(platform, "tables", lambda _deadline: tables)
+    iommu.check_distinct([nic, disk])
+
+
+def test_amd_s_entries_are_judged_by_what_they_let_pass(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catalogue 20 and 21: a pointer left behind is still the guest's, no entry is the host's."""
+    device, platform = lab
+    image = amdvi_builder.Image(table_pages=8)
+    monkeypatch.setattr(platform, "tables", lambda _deadline: AmdviTables(image, image.register))
+    untouched = check_phase(device, Phase.BOOT, expected=Owner.HOST)
+    assert untouched is not None
+    assert not untouched.present
+    iommu.check_no_ghost(device)
+    with pytest.raises(ProductError, match="reaches that of host"):
+        check_phase(device, Phase.IDLE, expected=Owner.NOBODY)
+    image.device(NIC.requester_id, domain=4)
+    held = AmdviTables(image, image.register).entry(NIC.requester_id)
+    with pytest.raises(ProductError, match="reaches that of guest") as caught:
+        check_phase(device, Phase.DESTROYED, before=held, expected=Owner.NOBODY)
+    assert "TV=1 mode 4" in caught.value.seen
+    with pytest.raises(ProductError, match="still has an entry"):
+        iommu.check_no_ghost(device)
+    # as Linux blocks a function: valid, and no right to anything
+    image.device(NIC.requester_id, mode=0, rights=0)
+    check_phase(device, Phase.DESTROYED, before=held, expected=Owner.NOBODY)
     iommu.check_no_ghost(device)
 
 
