@@ -1,0 +1,237 @@
+"""DMA through tables laid out in modelled memory; whose memory a function reaches, and when."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hil.iommu.amdvi_log import EventCode
+from hil.iommu.faults import parse_fault_log
+from hil.iommu.host import host_faults
+from hil.iommu.tables import Translation
+from hil.simulated.devices import Edu
+from hil.simulated.machine import Machine
+from hil.simulated.memory import MIB, PAGE
+from hil.simulated.pci import BUS_MASTER, COMMAND, DmaAborted
+from hil.simulated.topology import lab, recorded
+from tests.simulated.model import DMA_START, GUEST_MEMORY, Guest, GuestPort, owner, reserve, tables
+
+MACHINES = [
+    pytest.param(release, vendor, id=f"{release}-{vendor}")
+    for release in ("13.2", "14.3", "15.0", "current")
+    for vendor in ("intel", "amd")
+]
+VENDORS = ["intel", "amd"]
+
+
+def edu_copy(port: GuestPort, source: int, destination: int, length: int, command: int) -> None:
+    """One transfer of the engine, as a guest's driver asks for it."""
+    port.config_write(COMMAND, 2, port.config_read(COMMAND, 2) | BUS_MASTER)
+    for register, value in ((0x80, source), (0x88, destination), (0x90, length)):
+        port.bar_store(0, register, 8, value)
+    port.bar_store(0, 0x98, 8, command | 1)
+
+
+@pytest.mark.parametrize(("release", "vendor"), MACHINES)
+def test_at_every_phase_the_reader_finds_the_owner(release: str, vendor: str) -> None:
+    machine = Machine(lab(release, vendor))
+    function = machine.function_named("nic0")
+    rid = function.requester_id
+    assert owner(machine, rid) == "host"  # nothing is translated yet
+    reserve(machine, "nic0")
+    reserve(machine, "edu0")
+    guest = Guest(machine, "g1")
+    guest.take("edu0")  # switches the IOMMU on
+    assert owner(machine, rid) == "nobody"
+    guest.take("nic0")
+    assert owner(machine, rid) == "g1"
+    guest.vm.destroy()
+    assert owner(machine, rid) == "nobody"
+    machine.kernel.clear_driver("pci0:1:0:0", force=True)
+    assert owner(machine, rid) == "host"
+    assert machine.kernel.find("pci0:1:0:0").name == "igb0"
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_before_r325039_an_idle_device_is_in_the_hosts_domain(vendor: str) -> None:
+    machine = Machine(lab("11.0", vendor))
+    reserve(machine, "nic0")
+    guest = Guest(machine, "g1")
+    guest.take("nic0")
+    assert owner(machine, machine.function_named("nic0").requester_id) == "g1"
+    guest.vm.destroy()
+    assert owner(machine, machine.function_named("nic0").requester_id) == "host"
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_reader_and_the_hardware_lead_every_function_to_the_same_place(vendor: str) -> None:
+    machine = Machine(lab("15.0", vendor))
+    for name in ("nic0", "edu0", "nvme0"):
+        reserve(machine, name)
+    first, second = Guest(machine, "g1"), Guest(machine, "g2")
+    first.take("nic0")
+    second.take("edu0")
+    seen = tables(machine)
+    addresses = [0, PAGE, DMA_START, GUEST_MEMORY - 1, GUEST_MEMORY, 1 << 32, machine.memory.end]
+    for rid in machine.fabric.functions:
+        for address in addresses:
+            for write in (False, True):
+                expected = seen.translate(rid, address, write)
+                try:
+                    physical = machine.units.translate(rid, address, write)
+                except DmaAborted:
+                    assert not isinstance(expected, Translation), (rid, address)
+                else:
+                    assert isinstance(expected, Translation), (rid, address, expected)
+                    assert expected.physical == physical
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_guests_memory_and_nothing_else_is_mapped(vendor: str) -> None:
+    machine = Machine(lab("15.0", vendor))
+    reserve(machine, "nic0")
+    guest = Guest(machine)
+    guest.take("nic0")
+    rid = machine.function_named("nic0").requester_id
+    mappings = tables(machine).mappings(rid)
+    assert sum(each.length for each in mappings) == GUEST_MEMORY
+    for each in mappings:
+        assert guest.vm.host_address(each.iova) == each.physical
+    # and the host's devices cannot reach it
+    host = tables(machine).translate(machine.function_named("nvme0").requester_id, 0, True)
+    assert isinstance(host, Translation)
+    hidden = guest.vm.host_address(0)
+    assert hidden is not None
+    seen = tables(machine).translate(machine.function_named("nvme0").requester_id, hidden, True)
+    assert not isinstance(seen, Translation)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_memory_that_is_not_wired_is_not_mapped(vendor: str) -> None:
+    machine = Machine(lab("15.0", vendor))
+    reserve(machine, "nic0")
+    guest = Guest(machine, wired=False)
+    guest.take("nic0")
+    assert tables(machine).mappings(machine.function_named("nic0").requester_id) == ()
+
+
+@pytest.fixture(scope="module", params=VENDORS)
+def passed_edu(request: pytest.FixtureRequest) -> tuple[Guest, GuestPort]:
+    machine = Machine(lab("15.0", request.param))
+    reserve(machine, "edu0")
+    guest = Guest(machine)
+    return guest, guest.take("edu0")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    place=st.integers(0, GUEST_MEMORY - PAGE),
+    length=st.integers(1, PAGE),
+    data=st.data(),
+)
+def test_dma_lands_exactly_where_the_driver_asked(
+    passed_edu: tuple[Guest, GuestPort], place: int, length: int, data: st.DataObject
+) -> None:
+    guest, port = passed_edu
+    source = GUEST_MEMORY - PAGE if place < GUEST_MEMORY // 2 else 0
+    pattern = data.draw(st.binary(min_size=length, max_size=length))
+    guest.write(place, b"\xee" * PAGE)
+    guest.write(source, pattern)
+    edu_copy(port, source, Edu.BUFFER, length, 0)
+    edu_copy(port, Edu.BUFFER, place, length, 2)
+    assert guest.read(place, length) == pattern
+    assert guest.read(place + length, PAGE - length) == b"\xee" * (PAGE - length)
+
+
+def test_dma_outside_the_guest_is_recorded_and_harms_nobody(
+    passed_edu: tuple[Guest, GuestPort],
+) -> None:
+    guest, port = passed_edu
+    machine = guest.machine
+    unit = machine.kernel.md_create(MIB)
+    machine.kernel.md_write(unit, 0, b"\xa5" * MIB)
+    target = machine.kernel.md_units()[unit].chunks[0][0] + GUEST_MEMORY
+    edu_copy(port, Edu.BUFFER, target, 64, 2)
+    assert machine.kernel.md_read(unit, 0, MIB) == b"\xa5" * MIB
+    rid = machine.function_named("edu0").requester_id
+    records = host_faults(
+        dmar=machine.acpi.tables.get("DMAR"),
+        ivrs=machine.acpi.tables.get("IVRS"),
+        registers=machine.memory,
+        memory=machine.memory,
+    )
+    seen = [
+        (record.requester_id, (record.address or 0) // PAGE, record.write) for record in records
+    ]
+    assert (rid, target // PAGE, True) in seen
+    if machine.spec.vendor == "amd":
+        logged = parse_fault_log("\n".join(machine.kernel.dmesg))
+        assert [(record.requester_id, record.address) for record in logged] == [(rid, target)]
+        assert machine.kernel.sysctls()["dev.ivhd.0.event_intr_count"].value == "1"
+
+
+def test_amd_event_log_entries_are_what_the_specification_says() -> None:
+    machine = Machine(lab("15.0", "amd"))
+    reserve(machine, "edu0")
+    guest = Guest(machine)
+    port = guest.take("edu0")
+    edu_copy(port, Edu.BUFFER, 1 << 33, 16, 2)
+    from hil.iommu.registers import IvhdRegisters
+
+    unit = machine.units.units[0]
+    events = IvhdRegisters.read(machine.memory, unit.base).events(machine.memory)
+    rid = machine.function_named("edu0").requester_id
+    assert [(e.code, e.requester_id, e.address) for e in events] == [
+        (EventCode.IO_PAGE_FAULT, rid, 1 << 33)
+    ]
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_function_that_may_not_master_the_bus_moves_nothing(vendor: str) -> None:
+    machine = Machine(lab("15.0", vendor))
+    edu = machine.function_named("edu0")
+    assert isinstance(edu, Edu)
+    edu.config_write(COMMAND, 2, edu.command & ~BUS_MASTER)
+    with pytest.raises(DmaAborted):
+        edu.dma_write(DMA_START, b"x")
+    edu.config_write(COMMAND, 2, edu.command | BUS_MASTER)
+    edu.dma_write(DMA_START, b"x")
+    assert machine.memory.read(DMA_START, 1) == b"x"
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_plain_guests_leave_the_iommu_off(vendor: str) -> None:
+    machine = Machine(lab("15.0", vendor))
+    guest = Guest(machine)
+    guest.vm.start()
+    assert machine.kernel.sysctls()["hw.vmm.iommu.initialized"].value == "0"
+    assert not tables(machine).enabled
+    reserve(machine, "edu0")
+    guest.take("edu0")
+    assert machine.kernel.sysctls()["hw.vmm.iommu.initialized"].value == "1"
+    assert tables(machine).enabled
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_virtual_functions_get_entries_of_their_own_and_lose_them(vendor: str) -> None:
+    machine = Machine(lab("15.0", vendor))
+    reserve(machine, "edu0")
+    Guest(machine).take("edu0")
+    machine.kernel.iov_create("igb0", 2, {1: True})
+    native, passed = (vf.requester_id for vf in machine.function_named("nic0").virtual_functions)  # type: ignore[attr-defined]
+    assert owner(machine, native) == "host"
+    assert owner(machine, passed) == "nobody"
+    machine.kernel.iov_delete("igb0")
+    assert owner(machine, native) == "nobody"
+    assert owner(machine, passed) == "nobody"
+
+
+def test_domain_ids_are_those_of_the_recorded_host() -> None:
+    machine = Machine(recorded())
+    reserve(machine, "em0")
+    for _ in range(2):
+        guest = Guest(machine)
+        guest.take("em0")
+        guest.vm.destroy()
+    assert machine.kernel.sysctls()["hw.vmm.amdvi.domain_id"].value == "3"
