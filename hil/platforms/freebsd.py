@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from hil import events
 from hil.deadline import Deadline
-from hil.errors import HilError, InventoryError, LabError, ProductError
+from hil.errors import CommandError, HilError, InventoryError, LabError, ProductError
 from hil.guests.images import GuestImage
 from hil.iommu.faults import FaultRecord, parse_fault_log
 from hil.iommu.host import host_faults, host_tables
@@ -64,6 +66,9 @@ from hil.platforms.freebsd_text import (
     pptdevs,
 )
 from hil.transport.base import Result, Transport
+from hil.transport.quoting import quote
+
+T = TypeVar("T")
 
 #: The passthru form that names a ppt device, and with it checks the PCI domain
 #: (usr.sbin/bhyve/pci_passthru.c).
@@ -99,6 +104,13 @@ _SYSCTLS = (
     "dev.ivhd",
 )
 
+_CONFIGS = r"""
+for selector in $(pciconf -l | sed 's/^[^@]*@\(pci[0-9:]*\):.*/\1/'); do
+    echo "function $selector"
+    pciconf -r "$selector" 0:0xfff
+done
+"""
+
 #: What tells which functions there are and which the host needs: must succeed, then may not.
 _SURVEY: Mapping[str, tuple[str, ...]] = {
     "pciconf": ("pciconf", "-lvbce"),
@@ -110,17 +122,35 @@ _SURVEY: Mapping[str, tuple[str, ...]] = {
     "routes": ("netstat", "-rn"),
 }
 _SURVEY_IF_THERE: Mapping[str, tuple[str, ...]] = {
+    "configs": ("sh", "-c", _CONFIGS),
     "camcontrol": ("camcontrol", "devlist", "-v"),
+    # Without ZFS, zpool(8) would load it.
+    "zpool": ("sh", "-c", "kldstat -q -m zfs && zpool status -LP"),
     "console": ("sysctl", "-i", "kern.console", "hw.pci.default_vgapci_unit"),
     "ssh_connection": ("sh", "-c", 'echo "$SSH_CONNECTION"'),
 }
 
-_CONFIGS = r"""
-for selector in "$@"; do
-    echo "function $selector"
-    pciconf -r "$selector" 0:0xfff
-done
-"""
+_STATE: Mapping[str, tuple[str, ...]] = {
+    "sysctl": ("sysctl", "-i", *_SYSCTLS),
+    "kenv": ("kenv", "-q"),
+    "modules": ("kldstat", "-v"),
+    "tables": ("acpidump", "-t"),
+    "dmesg": ("dmesg",),
+    "pciconf": ("pciconf", "-l"),
+    "devinfo": ("devinfo",),
+    "processes": ("ps", "-axww", "-o", "pid=", "-o", "command="),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What one of several commands printed."""
+
+    command: tuple[str, ...]
+    status: int
+    text: str
+    errors: str
+    """What all of them together wrote to standard error."""
 
 
 class FreebsdBhyve(Platform):
@@ -225,26 +255,25 @@ class FreebsdBhyve(Platform):
         self, deadline: Deadline, vm: str = "", devices: tuple[Address, ...] = ()
     ) -> HostState:
         """Facts that tell one cause of a failure from another; changes nothing."""
-        pci = self._run("pciconf", "-l", deadline=deadline).stdout
-        attached = parse_devinfo(self._run("devinfo", deadline=deadline).stdout).parents
-        modules = parse_kldstat(self._run("kldstat", "-v", deadline=deadline).stdout)
+        told = self._ask(_STATE, deadline)
+
+        def read(parse: Callable[..., T], *names: str) -> T | None:
+            # It may be asked for because something is wrong: what cannot be read is not known.
+            with contextlib.suppress(LabError):
+                if all(told[name].status == 0 for name in names):
+                    return parse(*(told[name].text for name in names))
+            return None
+
         return HostState(
             release=self.release,
-            sysctl=self._sysctls(deadline),
-            kenv=parse_kenv(self._try("kenv", "-q", deadline=deadline).stdout),
-            modules=frozenset(module for file in modules for module in file.modules),
-            tables=frozenset(
-                parse_acpi_tables(self._try("acpidump", "-t", deadline=deadline).stdout)
-            ),
-            dmesg=self.kernel_log(deadline),
-            drivers={
-                entry.address: entry.driver if entry.name in attached else None
-                for entry in parse_pciconf(pci)
-            },
+            sysctl=read(parse_sysctl, "sysctl"),
+            kenv=read(parse_kenv, "kenv"),
+            modules=read(_modules, "modules"),
+            tables=read(lambda text: frozenset(parse_acpi_tables(text)), "tables"),
+            dmesg=read(str, "dmesg"),
+            drivers=read(_drivers, "pciconf", "devinfo"),
             vms=self.guests(deadline),
-            processes=parse_ps(
-                self._run("ps", "-axww", "-o", "pid=", "-o", "command=", deadline=deadline).stdout
-            ),
+            processes=read(parse_ps, "processes"),
             vm=vm,
             devices=devices,
         )
@@ -255,29 +284,14 @@ class FreebsdBhyve(Platform):
     # ---- functions ---------------------------------------------------------------
 
     def functions(self, deadline: Deadline) -> tuple[Function, ...]:
-        texts = {
-            name: self._run(*command, deadline=deadline).stdout for name, command in _SURVEY.items()
-        }
-        texts |= {
-            name: self._try(*command, deadline=deadline).stdout
-            for name, command in _SURVEY_IF_THERE.items()
-        }
-        # Without ZFS, zpool(8) would load it.
-        if self._try("kldstat", "-q", "-m", "zfs", deadline=deadline).status == 0:
-            texts["zpool"] = self._try("zpool", "status", "-LP", deadline=deadline).stdout
-        entries = parse_pciconf(texts["pciconf"])
-        configs = self._configs([entry.address for entry in entries], deadline)
+        told = self._ask({**_SURVEY, **_SURVEY_IF_THERE}, deadline)
+        texts = {}
+        for name, one in told.items():
+            if one.status != 0 and name in _SURVEY:
+                raise CommandError(one.command, one.status, host=self.host, stderr=one.errors)
+            texts[name] = one.text if one.status == 0 else ""
+        configs = _configs(texts.pop("configs"))
         return functions(Survey(configs=configs, host=self.host, **texts))
-
-    def _configs(self, addresses: Sequence[Address], deadline: Deadline) -> dict[Address, bytes]:
-        selectors = [address.selector for address in addresses]
-        text = self._try("sh", "-c", _CONFIGS, "hil", *selectors, deadline=deadline).stdout
-        configs = {}
-        for part in re.split(r"^function ", text, flags=re.MULTILINE)[1:]:
-            selector, _, dump = part.partition("\n")
-            if dump.strip():  # it may have gone since
-                configs[Address.parse(selector)] = parse_config_dump(dump)
-        return configs
 
     def function(self, address: Address, deadline: Deadline) -> Function:
         for function in self.functions(deadline):
@@ -671,6 +685,27 @@ class FreebsdBhyve(Platform):
 
     # ---- commands ----------------------------------------------------------------
 
+    def _ask(self, commands: Mapping[str, tuple[str, ...]], deadline: Deadline) -> dict[str, _Told]:
+        """What several commands print, in one round trip."""
+        script = "".join(
+            f"{quote(command)}; printf '\\nhil: %s %s\\n' {name} \"$?\"\n"
+            for name, command in commands.items()
+        )
+        result = self._run("sh", "-c", script, deadline=deadline)
+        text = result.stdout
+        parts = re.split(r"\nhil: (\w+) (\d+)\n", text)
+        told = {
+            name: _Told(commands[name], int(status), out, result.stderr)
+            for out, name, status in zip(parts[::3], parts[1::3], parts[2::3], strict=False)
+        }
+        if told.keys() != commands.keys():
+            raise LabError(
+                f"{self.host} was asked {len(commands)} things and answered {len(told)}",
+                host=self.host,
+                seen=text[-1000:],
+            )
+        return told
+
     def _try(self, *command: str, deadline: Deadline) -> Result:
         return self.transport.run(command, deadline=deadline)
 
@@ -683,6 +718,30 @@ class FreebsdBhyve(Platform):
             raise decode(result.stderr, self.state(deadline)).error(
                 f"the host could not {what}", host=self.host, command=result.command
             )
+
+
+def _modules(text: str) -> frozenset[str]:
+    return frozenset(module for file in parse_kldstat(text) for module in file.modules)
+
+
+def _drivers(pciconf: str, devinfo: str) -> dict[Address, str | None]:
+    """The driver attached to each function; devinfo names only what is attached."""
+    attached = parse_devinfo(devinfo).parents
+    return {
+        entry.address: entry.driver if entry.name in attached else None
+        for entry in parse_pciconf(pciconf)
+    }
+
+
+def _configs(text: str) -> dict[Address, bytes]:
+    """Each function's configuration space, as the script printed them."""
+    configs = {}
+    for part in re.split(r"^function ", text, flags=re.MULTILINE)[1:]:
+        selector, _, dump = part.partition("\n")
+        # It may have gone since it was listed.
+        if dump.strip():
+            configs[Address.parse(selector)] = parse_config_dump(dump)
+    return configs
 
 
 def _setting(state: HostState, name: str, default: str) -> str:

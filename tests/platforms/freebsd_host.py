@@ -7,11 +7,12 @@ a test may replace.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 
 from hil.pci.address import Address
 from hil.platforms.freebsd import FreebsdBhyve
-from hil.platforms.freebsd_pci import PciEntry, parse_pciconf
+from hil.platforms.freebsd_pci import parse_pciconf
 from hil.platforms.freebsd_undo import DRIVER
 from tests.fakes import FLR, MSI, PM_RESETS, Answer, FakeTransport, config
 from tests.recorded import recorded
@@ -54,6 +55,7 @@ class FreebsdHost(FakeTransport):
             )
             for address, entry in self.entries.items()
         }
+        self.sysctls = SYSCTLS
         #: Answers to whole command lines, before all else.
         self.answers: dict[str, Answer] = {}
         self.texts = {
@@ -70,6 +72,7 @@ class FreebsdHost(FakeTransport):
             'sh -c echo "$SSH_CONNECTION"': "",
             "kldstat -v": recorded("1-host-setup/050").text,
             "true": "",
+            "sh -c kldstat -q -m zfs && zpool status -LP": "",
             "kldload -n vmm": "",
             "kldload -n nmdm": "",
             "kldstat -q -m vmm": "",
@@ -92,13 +95,16 @@ class FreebsdHost(FakeTransport):
         return [
             line
             for line in map(" ".join, self.commands)
-            if line not in quiet and not line.startswith(looking) and "pciconf -r" not in line
+            if line not in quiet and not line.startswith(looking) and "hil: %s" not in line
         ]
 
     # ---- answers -------------------------------------------------------------------
 
     def _answer(self, command: tuple[str, ...], _stdin: bytes) -> Answer:
         line = " ".join(command)
+        if "hil: %s" in line:
+            told = list(self._asked(command[2]))
+            return 0, "".join(out for out, _ in told), "".join(err for _, err in told)
         if line in self.answers:
             return self.answers[line]
         if line in self.texts:
@@ -107,20 +113,23 @@ class FreebsdHost(FakeTransport):
             return 1, "", self.missing[line]
         if command[0] == "devinfo":
             return 0, "nexus0\n" + "".join(f"  {n}\n" for n, a in self.drivers.values() if a), ""
-        if line == "kldstat -q -m zfs":
-            return 1, "", ""
         if command[:2] == ("sysctl", "-i"):
-            return 0, SYSCTLS, ""
+            return 0, self.sysctls, ""
         if command[0] in ("pciconf", "devctl"):
             return getattr(self, f"_{command[0]}")(command[1:])  # type: ignore[no-any-return]
         if command[:2] == ("sh", "-c") and command[2] == DRIVER.script:
             return self._returned(Address.parse(command[4]), command[5])
         if command[:2] == ("sh", "-c") and "pciconf -r" in command[2]:
-            return 0, "".join(f"function {s}\n{self._dump(s)}" for s in command[4:]), ""
+            selectors = [address.selector for address in self.entries]
+            return 0, "".join(f"function {s}\n{self._dump(s)}" for s in selectors), ""
         raise AssertionError(f"the host was asked what it does not know: {line}")
 
-    def _name(self, entry: PciEntry) -> str:
-        return self.drivers[entry.address][0]
+    def _asked(self, script: str) -> Iterator[tuple[str, str]]:
+        """The answers to several commands, which are asked for in one script."""
+        for part in re.split(r"(?<=\"\$\?\")\n", script.rstrip("\n")):
+            one, _, name = part.rpartition("; printf ")
+            status, out, err = self._answer(tuple(shlex.split(one)), b"")
+            yield f"{out!s}\nhil: {name.split()[-2]} {status}\n", str(err)
 
     def _pciconf(self, words: Sequence[str]) -> Answer:
         option, *rest = words

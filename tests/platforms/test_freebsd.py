@@ -52,11 +52,8 @@ def test_facts_are_those_of_the_recorded_host() -> None:
 )
 def test_the_iommu_is_on_if_both_of_its_switches_are(sysctl: str, enabled: bool) -> None:
     host = FreebsdHost()
-    platform = host.platform()
-    platform._sysctls = lambda deadline: dict(  # type: ignore[method-assign]
-        line.split(": ") for line in sysctl.splitlines()
-    )
-    assert platform.facts(soon()).iommu_enabled is enabled
+    host.sysctls = sysctl
+    assert host.platform().facts(soon()).iommu_enabled is enabled
 
 
 def test_intel_s_needs_its_table_only() -> None:
@@ -116,13 +113,23 @@ def test_functions_have_driver_and_configuration() -> None:
     assert not any(f.reserved for f in found.values())
 
 
-def test_pools_are_asked_for_only_where_zfs_is_loaded() -> None:
+def test_all_is_asked_in_one_round_trip() -> None:
     host = FreebsdHost()
     host.platform().functions(soon())
-    assert ("zpool", "status", "-LP") not in host.commands
-    host.texts |= {"kldstat -q -m zfs": "", "zpool status -LP": "no pools available\n"}
-    host.platform().functions(soon())
-    assert ("zpool", "status", "-LP") in host.commands
+    assert len(host.commands) == 1
+
+
+def test_an_answer_that_is_cut_off_is_an_error() -> None:
+    host = FreebsdHost()
+    whole = host.answer
+
+    def cut(command: tuple[str, ...], stdin: bytes) -> Answer:
+        status, out, err = whole(command, stdin)
+        return status, out[:-40], err
+
+    host.answer = cut
+    with pytest.raises(LabError, match="was asked 12 things and answered 9"):
+        host.platform().functions(soon())
 
 
 def test_what_the_host_needs_must_be_known() -> None:
