@@ -490,7 +490,8 @@ def _device(seen: Seen, function: Function) -> Check:
     )
     evidence = "; ".join(blocks + warnings) or good
     name = f"{function.address.slashes} can be passed"
-    return _row(seen, name, not (blocks or warnings), evidence, remedy, needed=bool(blocks))
+    needed = bool(blocks) or not warnings
+    return _row(seen, name, not (blocks or warnings), evidence, remedy, needed=needed)
 
 
 def _left_behind(seen: Seen, function: Function) -> list[str]:

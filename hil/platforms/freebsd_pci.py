@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from hil.errors import HilError, InventoryError, LabError
+from hil.errors import InventoryError, LabError
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
 from hil.pci.reset import reset_facts
@@ -260,8 +260,15 @@ def functions(survey: Survey) -> tuple[Function, ...]:
     spaces: dict[Address, ConfigSpace] = {}
     for entry in entries:
         data = survey.configs.get(entry.address)
-        if data:
-            spaces[entry.address] = ConfigSpace(data)
+        try:
+            if data:
+                spaces[entry.address] = ConfigSpace(data)
+        except LabError as error:
+            raise LabError(
+                f"cannot make sense of what {survey.host or 'the host'} says of {entry.name}",
+                host=survey.host,
+                seen=str(error)[:1000],
+            ) from error
     physical = dict(_virtual_functions(spaces))
     found = []
     for entry in sorted(entries, key=lambda one: one.address):
@@ -270,33 +277,26 @@ def functions(survey: Survey) -> tuple[Function, ...]:
             continue
         attached = entry.driver if not tree.parents or entry.name in tree.parents else None
         own = used.made_by.get(entry.name, ())
-        try:
-            found.append(
-                Function(
-                    address=entry.address,
-                    vendor=entry.vendor,
-                    device=entry.device,
-                    config=config,
-                    driver=attached,
-                    reserved=attached == STUB,
-                    group=None,
-                    bars=entry.bars,
-                    reset_methods=_reset_methods(config),
-                    physical_function=physical.get(entry.address),
-                    virtual_functions=tuple(
-                        sorted(vf for vf, pf in physical.items() if pf == entry.address)
-                    ),
-                    total_vfs=config.sriov.total if config.sriov else 0,
-                    interfaces=tuple(sorted(own)),
-                    in_use_as=used.by_name.get(entry.name, "") if attached else "",
-                )
+        found.append(
+            Function(
+                address=entry.address,
+                vendor=entry.vendor,
+                device=entry.device,
+                config=config,
+                driver=attached,
+                reserved=attached == STUB,
+                group=None,
+                bars=entry.bars,
+                reset_methods=_reset_methods(config),
+                physical_function=physical.get(entry.address),
+                virtual_functions=tuple(
+                    sorted(vf for vf, pf in physical.items() if pf == entry.address)
+                ),
+                total_vfs=config.sriov.total if config.sriov else 0,
+                interfaces=tuple(sorted(own)),
+                in_use_as=used.by_name.get(entry.name, "") if attached else "",
             )
-        except HilError as error:
-            raise LabError(
-                f"cannot make sense of what {survey.host or 'the host'} says of {entry.name}",
-                host=survey.host,
-                seen=str(error)[:1000],
-            ) from error
+        )
     return tuple(found)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from hil.errors import Fault
 from hil.platforms.freebsd_assign import ABSENT, BUSY, NO_DEVICE, not_using, parsed, vm_assign
-from hil.platforms.freebsd_state import Cause, Diagnosis, HostState, Verdict, iommu_causes
+from hil.platforms.freebsd_state import Diagnosis, HostState, no_virtualization
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +84,11 @@ def _no_memory(_match: re.Match[str], state: HostState) -> Diagnosis:
 def _vm_create(match: re.Match[str], state: HostState) -> Diagnosis:
     errno = match[1].strip()
     if errno == NO_DEVICE:
-        causes = tuple(
-            cause for cause in iommu_causes(state, attempted=False) if "vmm did not" in cause.text
-        ) or (Cause("the CPU's virtualization is not usable", Verdict.POSSIBLE),)
+        cause = no_virtualization(state)
         return Diagnosis(
             "this host cannot run virtual machines: vmm is loaded but did not start",
-            causes[0].remedy or "dmesg | grep -iE 'vmx|svm|vmm'",
-            causes,
+            cause.remedy or "dmesg | grep -iE 'vmx|svm|vmm'",
+            (cause,),
         )
     return _permission(errno) or Diagnosis(f"the virtual machine could not be made: {errno}")
 

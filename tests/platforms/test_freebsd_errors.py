@@ -267,6 +267,11 @@ OTHERS = [
         Fault.LAB,
     ),
     ("cannot destroy 'p/x': dataset is busy", "zfs cannot destroy p/x: dataset is", Fault.LAB),
+    ("bhyve: failed to open /dev/io: Device busy", "/dev/io cannot be opened", Fault.LAB),
+    ("vm_create: Too many open files", "could not be made: Too many", Fault.LAB),
+    ("vm_open: g1 could not be opened: Device busy", "g1 cannot be opened: Device", Fault.LAB),
+    ("kldload: can't load vmm: Operation not permitted", "needs root", Fault.LAB),
+    ("devctl: Failed to set em0 driver to ppt: Operation not permitted", "root", Fault.LAB),
     ("anything: Permission denied", "needs root", Fault.LAB),
     ("invalid passthru options", "cannot read the function", Fault.INVENTORY),
     (

@@ -211,6 +211,20 @@ def test_disks_of_cam_hang_on_their_buses_device() -> None:
     assert found[NVME0].interfaces == ("nda0",)
 
 
+def test_disks_that_are_devices_themselves_and_disks_of_memory() -> None:
+    raid = "0 DISK mfid0 1 512 hd 0 sc 0\n1 PART mfid0p2 1 512\n0 MD md9 1 512 u 9\n"
+    tree = DEVINFO.replace("        nvme0\n", "        nvme0\n          mfid0\n")
+    found = look(
+        geom=raid, devinfo=tree, mounts="/dev/mfid0p2 / ufs rw 1 1\n/dev/md9 /tmp ufs rw 0 0\n"
+    )
+    assert uses(found) == {NVME0: "root disk"}
+
+
+def test_a_configuration_space_of_no_such_size_is_told_with_its_function() -> None:
+    with pytest.raises(LabError, match="says of em0"):
+        functions(Survey(LISTING, {EM0: bytes(100)}))
+
+
 def test_where_the_root_disks_controller_is_not_known_every_candidate_is_spared() -> None:
     # nvd(4) does not tell its controller; with two namespaces the numbers say nothing.
     two = GEOM + "0 DISK nvd1 67108864 512 hd 0 sc 0\n"
