@@ -168,6 +168,14 @@ def sync_lines(uptime: float) -> tuple[str, ...]:
 POWERING_OFF = "acpi0: Powering system off"
 HALTED = ("", "The operating system has halted.", "Please press any key to reboot.", "")
 
+#: A non-maskable interrupt, which nobody had asked for.
+NMI = (
+    "NMI/cpu0 ... going to debugger",
+    "KDB: enter: watchdog timeout",
+    "[ thread pid 11 tid 100003 ]",
+    "Stopped at      acpi_cpu_c1+0x6: popq    %rbp",
+)
+
 _FRAME = 0xFFFFFE00102E5000
 
 

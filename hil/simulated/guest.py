@@ -1,0 +1,270 @@
+"""A FreeBSD guest of the simulated bhyve: its life from the kernel's first line to its end.
+
+bhyve's own process calls :meth:`Guest.run`, which boots, and returns when the guest has
+ended.  Everything else happens beside it: the console's log-in and shell, commands by SSH,
+frames and interrupts, each in the thread of whoever causes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hil.simulated import guest_text as text
+from hil.simulated.console import Tty
+from hil.simulated.guest_commands import guest_commands
+from hil.simulated.guest_image import GuestImage
+from hil.simulated.guest_kernel import GuestKernel
+from hil.simulated.guest_network import GuestNetworks, Tap
+from hil.simulated.guest_system import GuestSystem
+from hil.simulated.process import Killed, OpenFile, Process
+from hil.simulated.shell import PATH, Shell
+
+if TYPE_CHECKING:
+    from hil.simulated.passthru import Passthru
+    from hil.simulated.server import SshServer
+    from hil.simulated.vmm import Vm
+
+
+class Ending(enum.IntEnum):
+    """How a guest ended; the value is bhyve's exit status."""
+
+    REBOOT = 0
+    POWEROFF = 1
+
+
+class Guest:
+    """A guest with its memory set up and its devices assigned.
+
+    Args:
+        name: of the virtual machine.
+        vm: its memory and devices on the kernel's side.
+        image: what its disk holds.
+        cpus: virtual processors.
+        passthru: the devices passed to it, by slot and function in the guest.
+        slots: bhyve's own devices, as ``-s`` names them: ``{(3, 0): "virtio-net", …}``.
+        taps: its virtio NICs, in the order of their slots.
+        send: transmits on its first serial port; may wait for whoever reads there.
+        networks: where its SSH server can be found from the host.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        vm: Vm,
+        image: GuestImage,
+        *,
+        cpus: int,
+        passthru: Mapping[tuple[int, int], Passthru],
+        slots: Mapping[tuple[int, int], str],
+        taps: Sequence[Tap],
+        send: Callable[[bytes], None],
+        networks: GuestNetworks,
+    ) -> None:
+        self.name = name
+        self.image = image
+        self.ending: Ending | None = None
+        self._vm = vm
+        self._send = send
+        self._networks = networks
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._halted = False
+        self._debugger = False
+        self._started = time.monotonic()
+        self.kernel = GuestKernel(
+            vm, passthru, slots, taps, image=image, cpus=cpus, say=self._kernel_says
+        )
+        self.tty = Tty(transmit=self._transmit)
+        self.system = GuestSystem(image, self.kernel)
+        self.system.commands |= guest_commands(self)
+
+    # ---- bhyve's side ---------------------------------------------------------------
+
+    def run(self, process: Process) -> Ending:
+        """Boot, and wait for the end, in bhyve's own process.
+
+        A signal that ends that process ends the guest as it stands, without a word, and so does
+        :meth:`stop`.
+        """
+        self._vm.start()
+        try:
+            self._boot()
+            with self._changed:
+                process.wait_on(self._changed, lambda: self.ending is not None or self._stopped)
+        finally:
+            self.stop()
+        return self.ending if self.ending is not None else Ending.POWEROFF
+
+    def stop(self) -> None:
+        """Its processors run no further instruction; devices keep what they were told."""
+        self._stopped = True
+        with self._changed:
+            self._changed.notify_all()
+        self._networks.remove(self)
+        self.kernel.stop()
+        self.system.kill_all()
+        if not self._vm.destroyed:
+            self._vm.stop()
+
+    def receive(self, data: bytes) -> None:
+        """Bytes arrive at its first serial port."""
+        if self._stopped:
+            return
+        if self._halted:
+            self._end(Ending.REBOOT)
+        elif self._debugger:
+            self._debug(data)
+        else:
+            self.tty.received(data)
+
+    def power_button(self) -> None:
+        """ACPI's power button: what SIGTERM makes bhyve press."""
+        if not (self._debugger or self._halted):
+            self.go_down("poweroff")
+
+    def reset(self) -> None:
+        """``bhyvectl --force-reset``."""
+        self._end(Ending.REBOOT)
+
+    def power_off(self) -> None:
+        """``bhyvectl --force-poweroff``."""
+        self._end(Ending.POWEROFF)
+
+    def nmi(self) -> None:
+        """``bhyvectl --inject-nmi``: machdep.kdb_on_nmi is 1 by default."""
+        if not self._debugger:
+            self._enter_debugger(text.NMI)
+
+    def _end(self, ending: Ending) -> None:
+        with self._changed:
+            if self.ending is None:
+                self.ending = ending
+            self._changed.notify_all()
+
+    # ---- the console ----------------------------------------------------------------
+
+    def _transmit(self, data: bytes) -> None:
+        if not self._stopped:
+            self._send(data)
+
+    def _kernel_says(self, line: str) -> None:
+        """The kernel's own lines end in CR LF, whatever the terminal's modes are."""
+        self._transmit(line.encode() + b"\r\n")
+
+    def _print(self, words: str) -> None:
+        """Output of a process, through the terminal."""
+        self._transmit(words.replace("\n", "\r\n").encode())
+
+    # ---- boot -----------------------------------------------------------------------
+
+    def _boot(self) -> None:
+        for line in self.kernel.boot_lines():
+            if line.voice is text.Voice.KERNEL:
+                self._kernel_says(line.text)
+            else:
+                self._print(line.text + "\n")
+        terminal = OpenFile(self.tty, "/dev/ttyu0")
+        process = self.system.process(
+            ["getty", "std.9600", "ttyu0"],
+            environment={"TERM": "xterm", "HOME": "/root", "USER": "root", "PATH": PATH},
+            directory="/root",
+            files=dict.fromkeys(range(3), terminal),
+            tty="u0",
+        )
+        process.run_beside(process, self._getty)
+
+    def _getty(self, process: Process) -> int:
+        """getty(8), login(1) and root's shell, over and over."""
+        while True:
+            process.out(text.banner(self.image.hostname))
+            user = ""
+            while not user:
+                process.out("login: ")
+                user = process.read(1024).decode("utf-8", "replace").strip()
+            if user != "root":
+                process.out("Password:")
+                process.read(1024)
+                process.out("Login incorrect\n")
+                continue
+            process.out(text.logged_in(self.image.hostname, process.pid))
+            with contextlib.suppress(EOFError):
+                Shell(process).interactive(text.prompt(self.image.hostname))
+            process.out("logout\n")
+
+    def listen(self, port: int, server: SshServer) -> None:
+        """Its sshd(8) listens on ``port``, in a process that stays."""
+        self._networks.add(self, port, server)
+        daemon = self.system.process(["sshd"], environment={}, directory="/", files={})
+        daemon.listening.append(("*", port))
+
+    # ---- the end --------------------------------------------------------------------
+
+    def go_down(self, how: str, *, by_shutdown: bool = True, pid: int = 0) -> None:
+        """Shut down in order, beside whoever asked: shutdown(8), reboot(8), halt(8).
+
+        Args:
+            how: ``poweroff``, ``reboot`` or ``halt``.
+            by_shutdown: whether rc's scripts stop what they had started.
+            pid: of the shutdown(8) that tells everybody; 0 if nobody is told.
+        """
+        threading.Thread(
+            target=self._go_down,
+            args=(how, by_shutdown, pid),
+            name=f"shutdown-{self.name}",
+            daemon=True,
+        ).start()
+
+    def _go_down(self, how: str, by_shutdown: bool, pid: int) -> None:
+        with contextlib.suppress(Killed):  # bhyve's process has ended meanwhile
+            self._shut_down(how, by_shutdown, pid)
+
+    def _shut_down(self, how: str, by_shutdown: bool, pid: int) -> None:
+        if by_shutdown:
+            if pid:
+                what = "power-down" if how == "poweroff" else how
+                self._print(text.shutdown_notice(self.image.hostname, pid, what))
+            self._print(text.RC_SHUTDOWN)
+        self._networks.remove(self)
+        self.system.kill_all()
+        for line in text.sync_lines(time.monotonic() - self._started):
+            self.kernel.log(line)
+        self.kernel.detach_all()
+        if how == "halt":
+            for line in text.HALTED:
+                self.kernel.log(line)
+            self._halted = True
+            return
+        if how == "poweroff":
+            self.kernel.log(text.POWERING_OFF)
+        self._end(Ending.POWEROFF if how == "poweroff" else Ending.REBOOT)
+
+    def panic(self, reason: str, pid: int, where: Sequence[str]) -> None:
+        """The kernel panics, and stands at its debugger."""
+        self._enter_debugger(text.panic_lines(reason, pid, where))
+
+    def _enter_debugger(self, lines: Sequence[str]) -> None:
+        self._debugger = True
+        self._networks.remove(self)
+        for line in lines:
+            self.kernel.log(line)
+        self._transmit(text.DEBUGGER.encode())
+        self.kernel.stop()
+        self.system.kill_all()
+
+    def _debug(self, data: bytes) -> None:
+        """ddb(4), as far as a person needs it to leave."""
+        data = data.replace(b"\r", b"\n")
+        self._transmit(data.replace(b"\n", b"\r\n"))
+        for line in data.split(b"\n")[:-1]:
+            command = line.strip()
+            if command in (b"reset", b"reboot"):
+                self._end(Ending.REBOOT)
+                return
+            if command:
+                self._kernel_says('No such command; use "help" to list available commands')
+            self._transmit(text.DEBUGGER.encode())

@@ -1,0 +1,329 @@
+"""A guest's kernel: the modelled FreeBSD kernel, on the memory and devices of a virtual machine.
+
+Drivers, devctl's verbs, interrupts and the network are those of
+:class:`hil.simulated.kernel.Kernel`.  Addresses that its drivers give to devices are guest
+physical, and reach memory through the host's IOMMU, or do not.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hil.pci.address import Address
+from hil.simulated import guest_pci
+from hil.simulated.faults import FaultSet
+from hil.simulated.guest_image import GuestImage
+from hil.simulated.guest_memory import GuestMemory
+from hil.simulated.guest_network import Tap
+from hil.simulated.guest_text import BootFacts, Line, Voice, boot_log
+from hil.simulated.kernel import FIRST_MESSAGE_IRQ, Interrupt, Kernel, Sysctl, _native_drivers
+from hil.simulated.machine import Machine, locked
+from hil.simulated.memory import MIB, HostMemory
+from hil.simulated.net import Interface
+from hil.simulated.newbus import Device
+from hil.simulated.pci import Fabric
+from hil.simulated.topology import RELEASES, MachineSpec
+
+if TYPE_CHECKING:
+    from hil.simulated.passthru import Passthru
+    from hil.simulated.vmm import Vm, Vmm
+
+#: A guest's first message interrupt: what is below are lines of the I/O APIC and timers.
+_FIRST_IRQ = 41
+#: Where bhyve puts the registers of its own virtio devices.
+_PORTS, _MEMORY = 0x2000, 0xDFF0_0000
+
+
+class _NoVmm:
+    """A guest of bhyve has no hypervisor of its own."""
+
+    def pci_added(self, device: Device) -> None:
+        """Nobody to tell."""
+
+    def pci_deleted(self, device: Device) -> None:
+        """Nobody to tell."""
+
+    def owner_of(self, device: Device) -> None:
+        """No VM has it."""
+
+
+class _Window(HostMemory):
+    """A guest's physical memory where the model asks for a host's."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        super().__init__(MIB)
+        self._guest_memory = memory
+
+    def read(self, address: int, length: int) -> bytes:
+        return self._guest_memory.read(address, length)
+
+    def write(self, address: int, data: bytes) -> None:
+        self._guest_memory.write(address, data)
+
+    def allocate(self, size: int, align: int = 4096) -> int:
+        return self._guest_memory.allocate(size, align)
+
+    def release(self, address: int, size: int) -> None:
+        self._guest_memory.release(address, size)
+
+
+class GuestMachine(Machine):
+    """What a guest's kernel runs on.  It shares its host's lock."""
+
+    def __init__(self, vm: Vm, image: GuestImage, cpus: int, memory: GuestMemory) -> None:
+        # No hardware of its own: what Machine makes, bhyve has made.
+        self.host = vm.machine
+        self.lock = vm.machine.lock
+        self.panic = ""
+        release = RELEASES.get(image.release.partition("-")[0], vm.machine.spec.release)
+        self.spec = MachineSpec(
+            vm.name,
+            release,
+            vm.machine.spec.vendor,
+            (),
+            memory.size,
+            hostname=image.hostname,
+            cpus=cpus,
+            virtualizes=False,
+            has_iommu=False,
+        )
+        self.faults = FaultSet(())
+        self.memory = _Window(memory)
+        self.fabric = Fabric(self.memory)
+        no_vmm: Vmm = _NoVmm()  # type: ignore[assignment]
+        self.vmm = no_vmm
+
+    def check_alive(self) -> None:
+        self.host.check_alive()
+
+
+class GuestKernel(Kernel):
+    """The kernel of one boot of a guest.
+
+    Args:
+        vm: the virtual machine, its memory set up.
+        passthru: the devices passed to it, by slot and function.
+        slots: bhyve's own devices, as ``-s`` names them.
+        taps: its virtio NICs, in the order of their slots.
+        image: the system on its disk.
+        cpus: its processors.
+        say: prints a line of the kernel on the console.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        passthru: Mapping[tuple[int, int], Passthru],
+        slots: Mapping[tuple[int, int], str],
+        taps: Sequence[Tap],
+        *,
+        image: GuestImage,
+        cpus: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.ram = GuestMemory(vm, vm.memory_size)
+        self.vm = vm
+        self.image = image
+        self._guest_machine = GuestMachine(vm, image, cpus, self.ram)
+        self._guest_machine.kernel = self
+        super().__init__(self._guest_machine, {})
+        self._say = say
+        self._alive = True
+        self._taps = tuple(taps)
+        self.started = time.time()
+        self._attaching: list[str] | None = None
+        self._add_functions(passthru, slots)
+
+    def _add_functions(
+        self, passthru: Mapping[tuple[int, int], Passthru], slots: Mapping[tuple[int, int], str]
+    ) -> None:
+        fabric = self._guest_machine.fabric
+        for number, (where, kind) in enumerate(sorted(slots.items())):
+            place = _MEMORY + 0x2000 * number
+            address = Address(0, 0, *where)
+            fabric.add(guest_pci.emulated(kind, address, _PORTS + 0x80 * number, place))
+        for where, passed in passthru.items():
+            fabric.add(guest_pci.PassedFunction(passed, Address(0, 0, *where)))
+
+    # -- life -----------------------------------------------------------------------------
+
+    def boot_lines(self) -> Iterator[Line]:
+        """Boot; what is to be printed, as it happens."""
+        with self._guest_machine.lock:
+            devices, late, network = self._attach_all()
+        routes = [
+            f"pcib0: no PRT entry for 0.{device.address.device}.INTA"
+            for device in self.bus.in_order()
+            if isinstance(device.function, guest_pci.PassedFunction)
+        ]
+        facts = BootFacts(
+            self.image,
+            self.ram.size,
+            self._guest_machine.spec.cpus,
+            [name for name in self.stack.interfaces if name != "lo0"],
+            routes,
+            devices,
+            late,
+            network,
+        )
+        for line in boot_log(facts):
+            if line.voice is Voice.KERNEL:
+                self.dmesg.append(line.text)
+            yield line
+
+    def _attach_all(self) -> tuple[list[str], list[str], list[Line]]:
+        """Find drivers for all; the kernel's lines about it, early and late, and rc's."""
+        for driver in _native_drivers():
+            self.bus.drivers[driver.name] = driver
+        self._interrupts[4] = Interrupt(4, "uart0 uart2", 200)
+        loopback = self.stack.add(Interface("lo0", b"", lambda _frame: True))
+        loopback.mtu, loopback.groups, loopback.up = 16384, ["lo"], True
+        loopback.addresses = [ipaddress.IPv4Interface("127.0.0.1/8")]
+        self.vm.interrupt_sink = self._guest_machine.fabric.on_message
+        said: list[str] = []
+        self._attaching = said
+        for device in self.bus.scan(0):
+            self.bus.try_to_attach(device)
+            if device.function.kind == "virtio-net":
+                self._attach_vtnet(device)
+            elif device.function.kind == "virtio-blk" and device.name:
+                unit = device.name
+                said += [f"vtblk0: <VirtIO Block Adapter> on {unit}", _VTBLK]
+        self._attaching = None
+        late = [line for line in said if ": SET FEAT" in line or ": FEATURE NOT" in line]
+        late += [line for line in said if line.startswith(("nvd", "nda"))]
+        early = [line for line in said if line not in late]
+        network: list[Line] = []
+        ups: list[str] = []
+        self._attaching = ups
+        for name, interface in self.stack.interfaces.items():
+            if name != "lo0":
+                network += self._rc_network(interface, ups)
+        self._attaching = None
+        return early, late, network
+
+    def _attach_vtnet(self, device: Device) -> None:
+        """The NIC on a tap: its frames go straight to the host's end."""
+        number = sum(name.startswith("vtnet") for name in self.stack.interfaces)
+        tap = self._taps[number]
+        name = f"vtnet{number}"
+        mac = bytes.fromhex(tap.mac.replace(":", ""))
+
+        def transmit(frame: bytes) -> bool:
+            if self._alive:
+                tap.interface.receive(frame)
+            return self._alive
+
+        interface = self.stack.add(Interface(name, mac, transmit))
+        tap.interface.far_end = lambda frame: interface.receive(frame) if self._alive else None
+        self.log(f"{name}: <VirtIO Networking Adapter> on {device.name}")
+        self.log(f"{name}: Ethernet address: {tap.mac}")
+
+    def _rc_network(self, interface: Interface, ups: list[str]) -> list[Line]:
+        """What rc prints of an interface that it finds, having brought it up once."""
+        virtual = interface.name.startswith("vtnet")
+        options = _OPTIONS.get(interface.name.rstrip("0123456789"), "options=80028<VLAN_MTU>")
+        lines = [
+            f"{interface.name}: flags=8822<BROADCAST,SIMPLEX,MULTICAST> metric 0 mtu 1500",
+            f"\t{options}",
+            f"\tether {interface.mac.hex(':')}",
+        ]
+        found = [Line(Voice.PROCESS, line) for line in lines]
+        ups.clear()
+        if not virtual:
+            interface.set_up(True)
+            interface.set_up(False)
+        found += [Line(Voice.KERNEL, line) for line in ups]
+        tail = ["\tmedia: Ethernet autoselect (1000baseT <full-duplex>)", "\tstatus: active"]
+        tail.append("\tnd6 options=29<PERFORMNUD,IFDISABLED,AUTO_LINKLOCAL>")
+        return found + [Line(Voice.PROCESS, line) for line in tail]
+
+    def stop(self) -> None:
+        """No instruction runs any more: interrupts and frames are nobody's business."""
+        self._alive = False
+        with self._guest_machine.lock:
+            self.vm.interrupt_sink = lambda _address, _data: None
+            for tap in self._taps:
+                tap.interface.far_end = None
+
+    def detach_all(self) -> None:
+        """As device_shutdown(9): drivers let their devices rest."""
+        with self._guest_machine.lock:
+            if not self._alive:
+                return
+            self._attaching = []
+            for interface in self.stack.interfaces.values():
+                if interface.name != "lo0" and not interface.name.startswith("vtnet"):
+                    interface.set_up(False)
+            self._attaching = None
+
+    # -- what the host's kernel does otherwise ----------------------------------------------
+
+    def log(self, line: str) -> None:
+        if self._attaching is not None:
+            self._attaching.append(line)
+            return
+        self.dmesg.append(line)
+        self._say(line)
+
+    def irq_line(self, address: Address) -> int:
+        return self._guest_machine.fabric.functions[address.requester_id].peek(0x3C, 1)
+
+    def allocate_irq(self, name: str, handler: Callable[[], None] | None = None) -> int:
+        for irq in range(FIRST_MESSAGE_IRQ, _FIRST_IRQ):
+            self._interrupts.setdefault(irq, Interrupt(irq, "-"))
+        irq = super().allocate_irq(name, handler)
+        for number in range(FIRST_MESSAGE_IRQ, _FIRST_IRQ):
+            del self._interrupts[number]
+        return irq
+
+    @locked
+    def sysctls(self) -> dict[str, Sysctl]:
+        """The variables that probes ask for, and a few more."""
+        seconds = int(self.started)
+        micro = int(self.started % 1 * 1e6)
+        release = self.image.release
+        date = time.strftime("%a %b %e %H:%M:%S %Y", time.gmtime(seconds))
+        values = {
+            "kern.ostype": "FreeBSD",
+            "kern.osrelease": release,
+            "kern.osreldate": "1302001",
+            "kern.version": f"FreeBSD {release} {self.image.kernel}",
+            "kern.hostname": self.image.hostname,
+            "kern.securelevel": "-1",
+            "kern.vm_guest": "bhyve",
+            "kern.boottime": f"{{ sec = {seconds}, usec = {micro} }} {date}",
+            "hw.machine": "amd64",
+            "hw.ncpu": str(self._guest_machine.spec.cpus),
+            "hw.physmem": str(self.ram.physmem),
+            "hw.realmem": str(self.ram.size),
+            "hw.hv_vendor": "bhyve bhyve ",
+            "security.jail.jailed": "0",
+            "debug.kdb.panic": "0",
+            "debug.kdb.current": "ddb",
+        }
+        writable = {"debug.kdb.panic", "kern.hostname"}
+        return {name: Sysctl(value, writable=name in writable) for name, value in values.items()}
+
+    def reachable_at(self, host: str) -> bool:
+        """Whether a virtio NIC that is up, and wired to a tap that is up, has this address."""
+        with self._guest_machine.lock:
+            for number, tap in enumerate(self._taps):
+                interface = self.stack.interfaces.get(f"vtnet{number}")
+                if interface is None or not (self._alive and interface.up and tap.interface.up):
+                    continue
+                if any(str(own.ip) == host for own in interface.addresses):
+                    return True
+        return False
+
+
+_VTBLK = "vtblk0: 434MB (888837 512 byte sectors)"
+_OPTIONS = {
+    "em": "options=481249b<RXCSUM,TXCSUM,VLAN_MTU,VLAN_HWTAGGING,VLAN_HWCSUM,LRO,WOL_MAGIC,"
+    "VLAN_HWFILTER,NOMAP>",
+    "igb": "options=4e507bb<RXCSUM,TXCSUM,VLAN_MTU,VLAN_HWTAGGING,JUMBO_MTU,VLAN_HWCSUM,TSO4,"
+    "TSO6,LRO,VLAN_HWFILTER,VLAN_HWTSO,RXCSUM_IPV6,TXCSUM_IPV6,NOMAP>",
+}
