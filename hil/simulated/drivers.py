@@ -94,7 +94,10 @@ class NicDriver:
         """Reset the card and read its address.  It moves no frames yet."""
         enable_device(self._port)
         self._store(nic.CTRL, nic.RESET)
-        low, high = self._load(nic.RAL0), self._load(nic.RAH0)
+        places = (nic.RAL0, nic.RAH0)
+        if self._kind == "igbvf":
+            places = (nic.VF_MAC_LOW, nic.VF_MAC_HIGH)
+        low, high = (self._load(place) for place in places)
         self.mac = (low | (high & 0xFFFF) << 32).to_bytes(6, "little")
 
     @property

@@ -2,7 +2,7 @@
 
 Registers and descriptors are those of the 82574 and 82576 datasheets, as far as a driver needs
 them to move frames: one legacy descriptor ring each way, filters by address, causes and vectors.
-VFs hear of their address in RAL/RAH rather than by the mailbox.
+The PF's answer to a VF's reset stands in the VF's mailbox from the start.
 
 A frame arrives at the far end at once.  Deliveries made while one is under way are queued, so
 that no driver is called back out of its own call more than once.
@@ -25,6 +25,8 @@ RX, TX = 0x2800, 0x3800
 #: Offsets of a ring's registers from RX or TX.
 BASE_LOW, BASE_HIGH, LENGTH, HEAD, TAIL = 0x00, 0x04, 0x08, 0x10, 0x18
 RAL0, RAH0 = 0x5400, 0x5404
+#: In a VF's mailbox: words 1 and 2 of the PF's answer to a reset (82576 7.10.3.2.1), its MAC.
+VF_MAC_LOW, VF_MAC_HIGH = 0x804, 0x808
 RECEIVED, TRANSMITTED = 0x4074, 0x4080
 #: The 82576's interrupt registers, of its VFs too.
 EICS, EIMS, EIMC, EICR, IVAR0, IVAR_MISC = 0x1520, 0x1524, 0x1528, 0x1580, 0x1700, 0x1740
@@ -396,6 +398,12 @@ class IgbVf(_Intel82576):
         self.physical = physical
         self.number = number
         super().__init__("igbvf", address, mac, physical.port)
+
+    def reset_state(self) -> None:
+        """As a card's, with the address where a VF looks for it."""
+        super().reset_state()
+        self._registers[VF_MAC_LOW] = int.from_bytes(self.mac[:4], "little")
+        self._registers[VF_MAC_HIGH] = int.from_bytes(self.mac[4:], "little")
 
     @property
     def vendor(self) -> int:
