@@ -174,13 +174,10 @@ class AmdviTables:
 
     def entries(self) -> Iterator[DeviceTableEntry]:
         """Every valid entry, by requester id."""
-        for offset in range(0, self.size, PAGE):
-            page = self._memory.read(self.device_table + offset, PAGE, "device table")
-            if not any(page):
-                continue
-            for index, words in enumerate(struct.iter_unpack("<4Q", page)):
-                if words[0] & _VALID:
-                    yield self._entry(offset // ENTRY_SIZE + index, words)
+        table = self._memory.read(self.device_table, self.size, "device table")
+        for requester_id, words in enumerate(struct.iter_unpack("<4Q", table)):
+            if words[0] & _VALID:
+                yield self._entry(requester_id, words)
 
     def _entry(self, requester_id: int, words: tuple[int, ...]) -> DeviceTableEntry:
         low, middle = words[0], words[1]

@@ -19,10 +19,15 @@ class PhysicalMemory(Protocol):
         ...
 
 
+#: Most bytes that a cache asks its source for at once: what a host's shell gives readily.
+_PIECE = 1 << 20
+
+
 class CachedMemory:
     """A page cache around another source, for a walk over tables.
 
-    It shows each 4 KiB page as it was first read: make one for each walk.
+    It shows each 4 KiB page as it was first read: make one for each walk.  Neighbouring pages
+    that it lacks are read at once, since each read of a host costs a command.
     """
 
     def __init__(self, source: PhysicalMemory) -> None:
@@ -31,16 +36,19 @@ class CachedMemory:
 
     def read(self, address: int, length: int) -> bytes:
         """As :meth:`PhysicalMemory.read`."""
-        parts = []
-        end = address + length
-        while address < end:
-            offset = address % PAGE
-            page = self._page(address - offset)
-            parts.append(page[offset : offset + end - address])
-            address += PAGE - offset
-        return b"".join(parts)
+        first = address - address % PAGE
+        pages = range(first, address + length, PAGE) if length else range(0)
+        self._fetch([page for page in pages if page not in self._pages])
+        data = b"".join(self._pages[page] for page in pages)
+        return data[address - first : address - first + length]
 
-    def _page(self, address: int) -> bytes:
-        if address not in self._pages:
-            self._pages[address] = self._source.read(address, PAGE)
-        return self._pages[address]
+    def _fetch(self, missing: list[int]) -> None:
+        while missing:
+            start = missing[0]
+            count = 1
+            while count < len(missing) and missing[count] == start + count * PAGE < start + _PIECE:
+                count += 1
+            data = self._source.read(start, count * PAGE)
+            for number in range(count):
+                self._pages[start + number * PAGE] = data[number * PAGE : (number + 1) * PAGE]
+            missing = missing[count:]

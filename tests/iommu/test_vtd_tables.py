@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hil.errors import LabError
-from hil.iommu.memory import CachedMemory
 from hil.iommu.tables import Kind, Mapping, Translation, TranslationFault
 from hil.iommu.vtd import Reason, TranslationType, VtdTables
 from tests.iommu.vtd_builder import BIG, READ, WRITE, Image
@@ -212,21 +211,6 @@ def test_any_tables_are_read(
         except LabError as error:
             if "cannot be read" not in error.message and "damaged" not in error.message:
                 raise
-
-
-def test_a_cache_reads_each_page_once_and_any_span() -> None:
-    reads: list[int] = []
-
-    class Source:
-        def read(self, address: int, length: int) -> bytes:
-            reads.append(address)
-            return bytes((address + n) // 4096 & 0xFF for n in range(length))
-
-    memory = CachedMemory(Source())
-    assert memory.read(0x1FFE, 4) == b"\x01\x01\x02\x02"
-    assert memory.read(0x1000, 0x3000) == b"\x01" * 4096 + b"\x02" * 4096 + b"\x03" * 4096
-    assert memory.read(0x1000, 0) == b""
-    assert reads == [0x1000, 0x2000, 0x3000]
 
 
 @pytest.mark.parametrize(
