@@ -268,9 +268,10 @@ def lab(release: str = "15.0", vendor: str = "intel") -> MachineSpec:
     Raises:
         InventoryError: there is no such release or vendor.
     """
+    known = release_named(release)
     return MachineSpec(
-        name=f"freebsd-{release}-{vendor}",
-        release=release_named(release),
+        name=f"freebsd-{known.name}-{vendor}",
+        release=known,
         vendor=_vendor(vendor),
         functions=_lab_functions(vendor),
         memory=3 * GIB,
