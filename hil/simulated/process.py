@@ -139,6 +139,9 @@ class Process:
         self.ended = threading.Condition()
         #: Called once as it ends, before its files are closed.
         self.on_end: Callable[[], None] = lambda: None
+        #: Addresses and ports that it listens on, and what it does when somebody connects.
+        self.listening: list[tuple[str, int]] = []
+        self.connected: Callable[[int], None] = lambda _port: None
         self._pending: list[int] = []
         self._blocked: threading.Condition | None = None
         self._elsewhere = 0
@@ -359,6 +362,9 @@ class System:
         commands: what can be run, by name.
         files: its file system.
         machine: the model below it, for commands that know it.
+        version: of its FreeBSD, as ``uname -r`` prints it.
+        build: what stands before the configuration's name in ``uname -v``.
+        ident: its kernel configuration's name.
     """
 
     def __init__(
@@ -367,16 +373,35 @@ class System:
         commands: Mapping[str, Command],
         files: Files,
         machine: Any = None,
+        *,
+        version: str = "13.2-RELEASE",
+        build: str = "",
+        ident: str = "GENERIC",
     ) -> None:
         self.name = name
+        self.version = version
+        self.build = build
+        self.ident = ident
         self.commands = dict(commands)
         self.files = files
         self.machine = machine
-        #: What the commands that speak of devices and settings ask: the machine's kernel.
-        self.kernel: Any = getattr(machine, "kernel", machine)
+        #: Kernel variables that the model does not know, as sysctl(8) lists them.
+        self.settings: Callable[[], Mapping[str, Any]] = dict
+        self.set_sysctl: Callable[[str, str], None] = lambda _name, _value: None
         self.processes: dict[int, Process] = {}
         self.booted = time.time()
         self._pids = itertools.count(700)
+
+    @property
+    def kernel(self) -> Any:
+        """What the commands that speak of devices and settings ask: the machine's kernel."""
+        return getattr(self.machine, "kernel", self.machine)
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor number of its FreeBSD."""
+        major, _, minor = self.version.partition("-")[0].partition(".")
+        return int(major), int(minor or 0)
 
     def process(
         self,

@@ -67,19 +67,19 @@ class SshServer:
         """The public key that it shows: ``ssh-ed25519 AAAA…``."""
         return " ".join(self.key.export_public_key().decode().split()[:2])
 
-    def start(self) -> SshServer:
-        """Listen on a free port of 127.0.0.1: :attr:`port`."""
-        _call(self._listen())
+    def start(self, port: int = 0) -> SshServer:
+        """Listen on 127.0.0.1, on a free port by default: :attr:`port`."""
+        _call(self._listen(port))
         return self
 
     def close(self) -> None:
         """Stop listening and cut every connection without a word, as a host that goes down."""
         _call(self._end())
 
-    async def _listen(self) -> None:
+    async def _listen(self, port: int) -> None:
         self._acceptor = await asyncssh.listen(
             "127.0.0.1",
-            0,
+            port,
             server_factory=lambda: _Connection(self, self._connections),
             server_host_keys=[self.key],
             authorized_client_keys=self._authorized,

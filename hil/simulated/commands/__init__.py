@@ -15,3 +15,23 @@ def standard_commands() -> dict[str, Command]:
     from hil.simulated.commands import files, processes, text
 
     return {**builtins.COMMANDS, **text.COMMANDS, **files.COMMANDS, **processes.COMMANDS}
+
+
+def freebsd_commands() -> dict[str, Command]:
+    """What asks and sets a FreeBSD kernel, of a host or a guest: ``process.system.kernel``."""
+    from hil.simulated.commands import kernel, network, newbus, pci
+
+    return {**kernel.COMMANDS, **network.COMMANDS, **newbus.COMMANDS, **pci.COMMANDS}
+
+
+def host_commands() -> dict[str, Command]:
+    """All that a simulated bhyve host has."""
+    from hil.simulated.commands import bhyve, kernel, storage
+
+    return {
+        **standard_commands(),
+        **freebsd_commands(),
+        **kernel.HOST_COMMANDS,
+        **storage.COMMANDS,
+        **bhyve.COMMANDS,
+    }

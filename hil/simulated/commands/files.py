@@ -369,7 +369,7 @@ class _DdError(Exception):
 
 
 def dd(process: Process) -> int:
-    """Copy as dd(1): if, of, bs, ibs, obs, count, skip, iseek, seek, oseek, conv, status."""
+    """Copy blocks, by those of its operands that can matter here."""
     values: dict[str, str] = {}
     for word in process.arguments[1:]:
         name, equals, value = word.partition("=")

@@ -1,0 +1,100 @@
+"""A simulated bhyve host that is up: the model, its userland, and sshd on loopback."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import asyncssh
+
+from hil.simulated import releases
+from hil.simulated.commands import host_commands
+from hil.simulated.host_system import HostSystem
+from hil.simulated.machine import Machine
+from hil.simulated.server import SshServer
+from hil.simulated.topology import MachineSpec, recorded, spec_named
+
+
+class SimulatedHost:
+    """A host by name, such as ``freebsd-15-intel``.
+
+    Args:
+        name: release and vendor; ``recorded-13.2-amd`` is the machine of the transcripts.
+        faults: bugs of the past that it has (:mod:`hil.simulated.faults`).
+
+    Raises:
+        InventoryError: there is no such host, or no such fault.
+    """
+
+    def __init__(self, name: str = "freebsd-15-intel", faults: Sequence[str] = ()) -> None:
+        self.spec = _spec(name)
+        self.machine = Machine(self.spec, faults)
+        release = releases.release_of(self.spec)
+        self.system = HostSystem(
+            self.machine,
+            host_commands(),
+            version=release.version,
+            build=release.build,
+            ident=release.ident,
+            settings=releases.settings(self.spec),
+        )
+        self.system.commands["reboot"] = lambda _process: self._reboot()
+        self._finish_boot()
+        self.key = asyncssh.generate_private_key("ssh-ed25519")
+        self.server = SshServer(
+            self.system,
+            authorized=[self.key.export_public_key().decode()],
+            forward=self.system.networks.forward,
+        )
+
+    def _finish_boot(self) -> None:
+        kernel = self.machine.kernel
+        kernel.dmesg[:] = releases.boot_messages(self.spec, kernel.dmesg)
+        for name, interface in kernel.interfaces().items():
+            if name.startswith("vtnet"):
+                interface.set_up(True)
+
+    def reboot(self, loader_conf: dict[str, str] | None = None) -> None:
+        """Power off and on: every process ends, connections are cut, disks keep their contents."""
+        self.server.close()
+        self.system.kill_all()
+        self.machine.boot(loader_conf)
+        self.system.restart()
+        self._finish_boot()
+        self.server.start(self.server.port)
+
+    def _reboot(self) -> int:
+        threading.Thread(target=self.reboot, name="simulated-reboot", daemon=True).start()
+        return 0
+
+    def start(self) -> SimulatedHost:
+        """Let clients in: at :attr:`port` of 127.0.0.1."""
+        self.server.start()
+        return self
+
+    @property
+    def port(self) -> int:
+        """Where its sshd listens."""
+        return self.server.port
+
+    @property
+    def host_key(self) -> str:
+        """The key that its sshd shows: ``ssh-ed25519 AAAA…``."""
+        return self.server.host_key
+
+    @property
+    def private_key(self) -> bytes:
+        """A key that logs in as root, as OpenSSH keeps it in a file."""
+        return self.key.export_private_key("openssh")
+
+    def close(self) -> None:
+        """Everything ends."""
+        self.server.close()
+        self.system.kill_all()
+
+
+def _spec(name: str) -> MachineSpec:
+    if name.startswith("recorded-"):
+        _, release, vendor = name.split("-")
+        return recorded(release, vendor)
+    return spec_named(name)
