@@ -15,7 +15,13 @@ from hil.deadline import Deadline, poll
 from hil.errors import DeadlineExceeded, GuestError, HilError, LabError
 from hil.guests.os import GuestOS, SeenBar, SeenFunction
 from hil.pci.address import Address
-from hil.platforms.contract import LetInByConsole, Machine, MachineState, Template
+from hil.platforms.contract import (
+    GivesEvidence,
+    LetInByConsole,
+    Machine,
+    MachineState,
+    Template,
+)
 from hil.transport.base import Result, Transport
 
 
@@ -123,6 +129,7 @@ class Guest:
             self.console.login(self.os.user, None, deadline=deadline)
         except DeadlineExceeded as error:
             self._enter(GuestState.CRASHED)
+            self._tell_more()
             raise GuestError(
                 f"guest {self.name} never came to its log-in prompt",
                 seen=error.message,
@@ -138,6 +145,14 @@ class Guest:
             ) from error
         self._enter(GuestState.READY)
         self.booted = True
+
+    def _tell_more(self) -> None:
+        """For the report, what the hypervisor knows of a guest that is slow or stuck."""
+        if isinstance(self.machine, GivesEvidence):
+            with contextlib.suppress(HilError):
+                found = self.machine.evidence(self.limit(CONTROL, "the evidence"))
+                for title, text in found.items():
+                    events.emit(events.Evidence(f"{self.name}: {title}", text.encode()))
 
     def wait_for_reboot(self, deadline: Deadline | None = None) -> None:
         """Wait until a guest that restarts by itself is ready again."""

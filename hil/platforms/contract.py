@@ -274,6 +274,15 @@ class LetInByConsole(Protocol):
         ...
 
 
+@runtime_checkable
+class GivesEvidence(Protocol):
+    """A :class:`Machine` that knows more of a guest which does not come up."""
+
+    def evidence(self, deadline: Deadline) -> Mapping[str, str]:
+        """Texts for a report, by title.  What cannot be had is left out."""
+        ...
+
+
 class Canary(Protocol):
     """Host memory, filled with a known pattern, that nothing may change."""
 

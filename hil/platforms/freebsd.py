@@ -73,6 +73,8 @@ T = TypeVar("T")
 #: The passthru form that names a ppt device, and with it checks the PCI domain
 #: (usr.sbin/bhyve/pci_passthru.c).
 PPT_NAMES = Release(13, 2, "")
+#: ``-G`` takes an address before the port.
+DEBUG_ADDRESS = Release(13, 2, "")
 #: r325039 and its merge to 11: what ppt holds and no guest has is in no domain.
 NO_DOMAIN_WHILE_IDLE = Release(11, 2, "")
 
@@ -567,6 +569,7 @@ class FreebsdBhyve(Platform):
             explain=lambda program, status, seen: self._explain(machine, program, status, seen),
             tables=lambda limit: (self.tables(limit), self.physical_memory(limit)),
             journal=self.journal,
+            debug_address="127.0.0.1:" if self.release >= DEBUG_ADDRESS else "",
         )
         with events.step(f"create guest {spec.name} on {self.host}"):
             machine.create(deadline)

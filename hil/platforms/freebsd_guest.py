@@ -139,6 +139,8 @@ class BhyveMachine:
     explain: Explain
     tables: Callable[[Deadline], tuple[Tables, PhysicalMemory]]
     journal: Journal
+    debug_address: str = "127.0.0.1:"
+    """Where the debug port listens; releases before 13.2 take no address."""
     number: int = field(default_factory=lambda: next(_numbers) % 16000)
     _keeper: ByteStream | None = field(default=None, init=False)
     _output: ConsoleLog | None = field(default=None, init=False)
@@ -303,7 +305,7 @@ class BhyveMachine:
         for index, passed in enumerate(self.passed):
             command += ["-s", f"{FIRST_SLOT + index},passthru,{passed.form}"]
         if waiting:
-            command += ["-G", f"w127.0.0.1:{self.debug_port}"]
+            command += ["-G", f"w{self.debug_address}{self.debug_port}"]
         return [*command, self.vm]
 
     def keeper_script(self) -> str:
@@ -392,7 +394,7 @@ class BhyveMachine:
         """Whether bhyve waits at its debug port: it opens that after assigning the devices."""
         command = ["sockstat", "-4", "-l", "-p", str(self.debug_port)]
         listening = self.transport.run(command, deadline=deadline).stdout
-        return f"127.0.0.1:{self.debug_port} " in listening
+        return f":{self.debug_port} " in listening
 
     def _refused(self) -> HilError:
         seen = self.failure()
@@ -510,6 +512,24 @@ class BhyveMachine:
         """What bhyve and its loader wrote, without the keeper's own lines."""
         lines = [line for line in self._words().splitlines() if not line.startswith("hil: ")]
         return "\n".join(line for line in lines if line.strip())[-4000:]
+
+    def evidence(self, deadline: Deadline) -> Mapping[str, str]:
+        """What tells a slow guest from a stuck one: its exits, its disk's traffic, the host's log.
+
+        gstat(8) tells of ZVOLs one by one, of files only the disk that they are on.
+        """
+        disk = self.disk.removeprefix("/dev/") if self.image.snapshot else ""
+        wanted = {
+            "exits (bhyvectl --get-stats)": ["bhyvectl", f"--vm={self.vm}", "--get-stats"],
+            "disk traffic (gstat)": ["gstat", "-b", *(["-f", f"^{disk}$"] if disk else [])],
+            "the host's kernel log": ["dmesg"],
+        }
+        found = {}
+        for title, command in wanted.items():
+            result = self.transport.run(command, deadline=deadline)
+            if result.status == 0:
+                found[title] = result.stdout[-64 * 1024 :]
+        return found
 
     # ---- ways in ---------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from hil import events
+from hil.deadline import Deadline
 from hil.errors import DeadlineExceeded, GuestError, LabError
 from hil.guests.guest import Guest, GuestState
 from hil.pci.address import Address
@@ -110,6 +111,47 @@ def test_a_guest_that_never_asks_for_a_log_in_is_the_guest_s_fault(make: Make) -
     assert caught.value.console == ("[    0.000000] Linux version 6.1.0",)
     assert isinstance(caught.value.__cause__, DeadlineExceeded)
     assert guest.state is GuestState.CRASHED
+
+
+class Talkative(FakeMachine):
+    """Its hypervisor knows more, and its guest has to be let in from its console."""
+
+    def __init__(self, stream: ByteStream, *, broken: bool = False) -> None:
+        super().__init__(SPEC, stream)
+        self.broken = broken
+        self.said: list[str] = []
+
+    def evidence(self, deadline: Deadline) -> Mapping[str, str]:
+        if self.broken:
+            raise LabError("the host is gone")
+        return {"exits": "vcpu0: 7"}
+
+    def let_in(self, at_console: Callable[[Sequence[str]], str]) -> None:
+        self.said.append(at_console(["echo", "ssh-ed25519 AAAA"]))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_the_hypervisor_knows_of_a_stuck_guest_is_kept(broken: bool) -> None:
+    guest = Guest(Talkative(ScriptedStream([b"booting\r\n"]), broken=broken), FakeOS(), pace=0.005)
+    heard: list[events.Event] = []
+    with (
+        events.subscribed(heard.append),
+        pytest.raises(GuestError, match="never came to its log-in prompt"),
+    ):
+        guest.boot()
+    kept = [(e.name, e.data) for e in heard if isinstance(e, events.Evidence)]
+    assert kept == ([] if broken else [(f"{SPEC.name}: exits", b"vcpu0: 7")])
+    guest.destroy()
+
+
+def test_a_guest_is_let_in_from_its_console_before_ssh(tmp_path: Path) -> None:
+    machine = Talkative(terminal(tmp_path / "boots"))
+    guest = Guest(machine, FakeOS()).boot()
+    guest.run(["true"])
+    guest.run(["true"])
+    assert machine.said == ["ssh-ed25519 AAAA\n"]
+    guest.destroy()
+    machine.stream.close()
 
 
 def test_a_console_that_ends_shows_what_the_hypervisor_said(make: Make) -> None:

@@ -429,7 +429,9 @@ def test_a_function_is_named_as_the_release_s_bhyve_takes_it(release: str, form:
     platform.images = {"freebsd": IMAGE}
     with pytest.raises(LabError, match="no stream here"):
         platform.create_guest(GuestSpec("nic0-1", "freebsd", devices=(EM,)), soon())
-    assert f"passthru,{form} " in host.commands[-1][2]
+    script = host.commands[-1][2]
+    assert f"passthru,{form} " in script
+    assert ("-G w127.0.0.1:" in script) == (form == "ppt5")
     assert "kldload -n nmdm" in host.changes
 
 

@@ -20,12 +20,12 @@ from hil.iommu.tables import Mapping, Tables, Translation, TranslationFault
 from hil.iommu.vtd import Reason
 from hil.journal import FREEBSD, Journal
 from hil.pci.address import Address
-from hil.platforms.contract import GuestSpec, LetInByConsole, MachineState
+from hil.platforms.contract import GivesEvidence, GuestSpec, LetInByConsole, MachineState
 from hil.platforms.freebsd_guest import SSH_PORT, BhyveMachine, Passed, Refusal
 from hil.platforms.freebsd_undo import GUEST, KINDS
 from hil.transport.base import OUTPUT_LIMIT, ByteStream, Result
 from hil.transport.local import LocalTransport
-from tests.fakes import FakeTransport
+from tests.fakes import Answer, FakeTransport
 
 NIC = Address.parse("0000:00:05.0")
 DISK = Address.parse("0000:00:07.0")
@@ -468,6 +468,22 @@ def test_buttons_are_bhyvectl_s() -> None:
         ("bhyvectl", "--vm=hil-nic0-1-0012", "--force-reset"),
         ("bhyvectl", "--vm=hil-nic0-1-0012", "--inject-nmi"),
     ]
+
+
+@pytest.mark.parametrize(("image", "gstat"), [
+    (FREEBSD_IMAGE, "gstat -b"),
+    (GuestImage("f", "freebsd", snapshot="z/f@a"), "gstat -b -f ^zvol/z/f-hil-nic0-1-0012$"),
+])  # fmt: skip
+def test_a_guest_s_evidence_is_what_could_be_had(image: GuestImage, gstat: str) -> None:
+    texts = {"bhyvectl --vm=hil-nic0-1-0012 --get-stats": "vcpu0 stats:\n", gstat: "dT: 1.0s\n"}
+
+    def answer(command: tuple[str, ...], _stdin: bytes) -> Answer:
+        text = texts.get(" ".join(command))
+        return (1, "", "no\n") if text is None else (0, text, "")
+
+    machine = made(FakeTransport(answer), image=image)
+    assert isinstance(machine, GivesEvidence)
+    assert list(machine.evidence(soon()).values()) == ["vcpu0 stats:\n", "dT: 1.0s\n"]
 
 
 def test_ssh_is_let_in_by_what_root_types_at_the_console() -> None:
