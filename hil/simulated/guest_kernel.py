@@ -270,7 +270,11 @@ class GuestKernel(Kernel):
         self._say(line)
 
     def irq_line(self, address: Address) -> int:
-        return self._guest_machine.fabric.functions[address.requester_id].peek(0x3C, 1)
+        function = self._guest_machine.fabric.functions[address.requester_id]
+        if isinstance(function, guest_pci.PassedFunction):
+            # what the host's kernel has written into the device's own register
+            return self.vm.machine.kernel.irq_line(Address(0, *function.passthru.host))
+        return function.peek(0x3C, 1)
 
     def allocate_irq(self, name: str, handler: Callable[[], None] | None = None) -> int:
         for irq in range(FIRST_MESSAGE_IRQ, _FIRST_IRQ):

@@ -18,7 +18,7 @@ class PassedFunction(PciFunction):
     """A passed function, by way of bhyve's emulation of its configuration space and BARs."""
 
     def __init__(self, passthru: Passthru, slot: Address) -> None:
-        self._passthru = passthru
+        self.passthru = passthru
         super().__init__(passthru.function.kind, slot)
 
     def peek(self, offset: int, width: int) -> int:
@@ -28,11 +28,11 @@ class PassedFunction(PciFunction):
         # bhyve gives access to 256 bytes (PCI_REGMAX)
         if offset + width > _SIZE:
             return (1 << 8 * width) - 1
-        return self._passthru.config_read(offset, width)
+        return self.passthru.config_read(offset, width)
 
     def config_write(self, offset: int, width: int, value: int) -> None:
         if offset + width <= _SIZE:
-            self._passthru.config_write(offset, width, value)
+            self.passthru.config_write(offset, width, value)
 
     def extended_capability(self, identity: int) -> int:
         del identity
@@ -51,14 +51,14 @@ class PassedFunction(PciFunction):
                 bar.prefetchable,
                 bool(command & (MEMORY_DECODE if bar.memory else IO_DECODE)),
             )
-            for bar in self._passthru.bars
+            for bar in self.passthru.bars
         )
 
     def access_load(self, bar: int, offset: int, width: int) -> int:
-        return self._passthru.bar_load(bar, offset, width)
+        return self.passthru.bar_load(bar, offset, width)
 
     def access_store(self, bar: int, offset: int, width: int, value: int) -> None:
-        self._passthru.bar_store(bar, offset, width, value)
+        self.passthru.bar_store(bar, offset, width, value)
 
 
 class EmulatedFunction(PciFunction):

@@ -119,7 +119,7 @@ def stamp() -> str:
 
 def banner(hostname: str) -> str:
     """What getty(8) prints before its prompt; it sends CR LF, of which the terminal makes more."""
-    return f"\n\r\nFreeBSD/amd64 ({hostname}) (ttyu0)\r\n\r\n"
+    return f"\r\nFreeBSD/amd64 ({hostname}) (ttyu0)\r\n\r\n"
 
 
 def logged_in(hostname: str, pid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 
@@ -21,13 +22,19 @@ class SimulatedHost:
     Args:
         name: release and vendor; ``recorded-13.2-amd`` is the machine of the transcripts.
         faults: bugs of the past that it has (:mod:`hil.simulated.faults`).
+        iommu: whether vmm may use it: ``hw.vmm.iommu.enable`` in loader.conf.
 
     Raises:
         InventoryError: there is no such host, or no such fault.
     """
 
-    def __init__(self, name: str = "freebsd-15-intel", faults: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str = "freebsd-15-intel", faults: Sequence[str] = (), *, iommu: bool = True
+    ) -> None:
         self.spec = _spec(name)
+        if not iommu:
+            off = {**self.spec.loader_conf, "hw.vmm.iommu.enable": "0"}
+            self.spec = dataclasses.replace(self.spec, loader_conf=off)
         self.machine = Machine(self.spec, faults)
         release = releases.release_of(self.spec)
         self.system = HostSystem(
@@ -56,12 +63,14 @@ class SimulatedHost:
 
     def reboot(self, loader_conf: dict[str, str] | None = None) -> None:
         """Power off and on: every process ends, connections are cut, disks keep their contents."""
+        port = self.server.port
         self.server.close()
         self.system.kill_all()
         self.machine.boot(loader_conf)
         self.system.restart()
         self._finish_boot()
-        self.server.start(self.server.port)
+        if port:
+            self.server.start(port)
 
     def _reboot(self) -> int:
         threading.Thread(target=self.reboot, name="simulated-reboot", daemon=True).start()
