@@ -675,7 +675,7 @@ class Kernel:
         try:
             while left:
                 length = min(left, 2 * MIB)
-                chunks.append((self.machine.memory.allocate(length), length))
+                chunks.append((self.machine.memory.allocate_low(length), length))
                 left -= length
         except OutOfMemory:
             for address, length in chunks:

@@ -90,8 +90,9 @@ class RangeAllocator:
 class HostMemory:
     """Physical memory; also what ``/dev/mem`` reads and writes.
 
-    The kernel's own allocations come from the bottom, guests' memory from the top: a guest
-    physical address that is used untranslated therefore hits the kernel's memory.
+    Memory disks come from the bottom, the rest of the kernel's from the end of low memory,
+    guests' memory from the top: a guest physical address that is used untranslated hits a
+    memory disk first.
 
     Args:
         size: bytes of RAM, in whole MiB; what exceeds 2 GiB lies above 4 GiB.
@@ -200,15 +201,23 @@ class HostMemory:
     # -- allocation -----------------------------------------------------------------------
 
     def allocate(self, size: int, align: int = PAGE) -> int:
-        """Contiguous memory for the kernel, zeroed; in whole pages.
+        """Contiguous memory for the kernel's own use, zeroed; from the end of low memory.
 
         Raises:
             OutOfMemory: no such range is free.
         """
-        return self._kernel.take(-(-size // PAGE) * PAGE, align)
+        return self._kernel.take(-(-size // PAGE) * PAGE, align, high=True)
+
+    def allocate_low(self, size: int) -> int:
+        """The same, from :data:`KERNEL_START` up: where guests have their DMA buffers.
+
+        Raises:
+            OutOfMemory: no such range is free.
+        """
+        return self._kernel.take(-(-size // PAGE) * PAGE)
 
     def release(self, address: int, size: int) -> None:
-        """Free what :meth:`allocate` gave."""
+        """Free what :meth:`allocate` or :meth:`allocate_low` gave."""
         self._drop(address, size)
         self._kernel.give(address, -(-size // PAGE) * PAGE)
 
