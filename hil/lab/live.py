@@ -193,6 +193,7 @@ def _simulated(
 ) -> LiveLab:
     """The lab whose one host is a model in this process, until ``stack`` ends."""
     from hil.simulated.host import SimulatedHost
+    from hil.transport.keys import KeyPair
     from hil.transport.ssh import SshTransport
 
     (name,) = lab.hosts
@@ -202,7 +203,7 @@ def _simulated(
         name,
         "127.0.0.1",
         port=host.port,
-        key=host.key,
+        key=KeyPair(host.private_key.decode(), "").load(),
         host_key=host.host_key,
         deadline=deadline,
     )
