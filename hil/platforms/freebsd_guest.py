@@ -23,7 +23,14 @@ from dataclasses import dataclass, field
 from hil import events
 from hil.console.log import ConsoleLog
 from hil.deadline import Deadline, poll
-from hil.errors import GuestError, HilError, InventoryError, LabError, ProductError
+from hil.errors import (
+    DeadlineExceeded,
+    GuestError,
+    HilError,
+    InventoryError,
+    LabError,
+    ProductError,
+)
 from hil.guests.images import GuestImage, Loader
 from hil.guests.os import GuestOS, guest_os
 from hil.iommu.memory import PhysicalMemory
@@ -421,7 +428,14 @@ class BhyveMachine:
     def start(self, deadline: Deadline) -> None:
         """Run the guest's first instruction: a debugger comes and goes."""
         command = ["nc", "-z", "127.0.0.1", str(self.debug_port)]
-        self.transport.run(command, deadline=deadline).check(hint="is bhyve still there?")
+        result = self.transport.run(command, deadline=deadline)
+        if result.status != 0:
+            # bhyve does a few things more before it lets the first CPU run.
+            with contextlib.suppress(DeadlineExceeded):
+                poll(lambda: self._ended() is not None, deadline.within(5, "the end of bhyve"))
+            if self._ended() is not None:
+                raise self._refused()
+        result.check()
         self._started = True
         events.emit(events.PhaseReached(self.spec.name, "started"))
 

@@ -321,6 +321,14 @@ def test_a_refusal_of_bhyve_is_decoded_and_leaves_nothing(
     assert "ifconfig bridge1018 destroy" in tools.log
 
 
+def test_a_late_refusal_of_bhyve_is_told_at_the_start(machine: BhyveMachine, tools: Tools) -> None:
+    machine.create(soon())
+    tools.has("nc", "exit 1")
+    machine.kill(soon())
+    with pytest.raises(ProductError, match="bhyve refused to start guest nic0-1"):
+        machine.start(soon())
+
+
 def test_a_refusal_of_the_loader_is_told_as_its_own(machine: BhyveMachine, tools: Tools) -> None:
     tools.has("bhyveload", 'echo "vm_create: Device not configured" >&2; exit 1')
     with pytest.raises(ProductError, match="bhyveload refused"):
