@@ -86,19 +86,28 @@ class NicDriver:
         self.received = self.sent = 0
         self._receive_ring = self._send_ring = 0
         self._next_receive = self._next_send = 0
+        self._vectors = 0
         self.mac = b""
 
     # -- life -----------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Reset the card and read its address.  It moves no frames yet."""
+        """Reset the card, read its address, get vectors.  It moves no frames yet."""
         enable_device(self._port)
+        names = [*(f"rxq{number}" for number in range(self._queues)), "aq"]
+        handlers = [(name, self._receive if name == "rxq0" else _nothing) for name in names]
+        self._vectors = self._port.enable_interrupts(handlers)
         self._store(nic.CTRL, nic.RESET)
         places = (nic.RAL0, nic.RAH0)
         if self._kind == "igbvf":
             places = (nic.VF_MAC_LOW, nic.VF_MAC_HIGH)
         low, high = (self._load(place) for place in places)
         self.mac = (low | (high & 0xFFFF) << 32).to_bytes(6, "little")
+
+    def detach(self) -> None:
+        """Let the card go."""
+        self.stop()
+        self._port.disable_interrupts()
 
     @property
     def running(self) -> bool:
@@ -135,15 +144,12 @@ class NicDriver:
             self._memory.write(self._receive_ring + 16 * index, struct.pack("<QQ", buffer, 0))
 
     def _route_interrupts(self) -> None:
-        names = [*(f"rxq{number}" for number in range(self._queues)), "aq"]
-        handlers = [(name, self._receive if name == "rxq0" else _nothing) for name in names]
-        vectors = self._port.enable_interrupts(handlers)
         other = self._queues
         if self._kind == "e1000e":
             # RXQ0 and TXQ0 share the first vector
             self._store(nic.E1000E_IVAR, 0x8 | 0x8 << 8 | (0x8 | other) << 16)
             causes = nic.CAUSE_RXQ0 | nic.CAUSE_OTHER | nic.CAUSE_LINK
-            self._store(nic.IMS, causes if vectors > 1 else nic.CAUSE_RX | nic.CAUSE_LINK)
+            self._store(nic.IMS, causes if self._vectors > 1 else nic.CAUSE_RX | nic.CAUSE_LINK)
         else:
             self._store(nic.IVAR0, 0x80)
             self._store(nic.IVAR_MISC, (0x80 | other) << 8)
@@ -158,7 +164,6 @@ class NicDriver:
         self._store(nic.RCTL, 0)
         self._store(nic.TCTL, 0)
         self._store(nic.IMC, 0xFFFFFFFF)
-        self._port.disable_interrupts()
         self._memory.release(self._receive_ring, self._SIZE)
         self._memory.release(self._send_ring, self._SIZE)
         self._receive_ring = self._send_ring = 0

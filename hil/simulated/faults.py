@@ -121,6 +121,13 @@ FAULTS: tuple[Fault, ...] = (
         ("amd",),
     ),
     Fault(
+        23,
+        "23-state-left-behind",
+        "After an assignment that failed, the memory of that guest stays out of the host's "
+        "domain, also when it is the host's again.",
+        "sys/amd64/vmm/vmm.c, vm_assign_pptdev and vm_destroy",
+    ),
+    Fault(
         24,
         "24-initialized-lies",
         "hw.vmm.iommu.initialized is 1 although the IOMMU could not be initialized.",

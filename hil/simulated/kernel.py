@@ -49,6 +49,8 @@ _FILES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "bridgestp": (0xFFFFFFFF8112A000, 0x4690, ("bridgestp",)),
 }
 _FIRST_SUBMODULE = 230
+#: How many of the kernel's own modules a file needs; 2 where it is not known.
+_KERNEL_REFERENCES = {"vmm": 8, "nmdm": 2}
 
 
 @dataclass(slots=True)
@@ -181,13 +183,13 @@ class _AttachedNic:
     def detach(self) -> None:
         if isinstance(self._device.function, Igb) and self._device.function.virtual_functions:
             raise SimError(Errno.EBUSY, self.interface.name)
-        self.driver.stop()
+        self.driver.detach()
         self._kernel.stack.remove(self.interface.name)
 
     def resumed(self) -> None:
+        self.driver.detach()
+        self.driver.attach()
         if self.interface.up:
-            self.driver.stop()
-            self.driver.attach()
             self.driver.start()
 
 
@@ -317,7 +319,7 @@ class Kernel:
         self.stack = Stack()
         self.disks: dict[str, Disk] = {}
         self._silent = bool(machine.spec.boot_messages)
-        self._modules = [Module(1, "kernel", 0xFFFFFFFF80200000, 0xD7FEC0, 9)]
+        self._modules = [Module(1, "kernel", 0xFFFFFFFF80200000, 0xD7FEC0, 1)]
         self._next_file = 2
         self._next_submodule = _FIRST_SUBMODULE
         self._interrupts: dict[int, Interrupt] = {}
@@ -631,11 +633,12 @@ class Kernel:
         module = Module(self._next_file, f"{name}.ko", address, size)
         self._next_file += 1
         for submodule in submodules:
+            # one that refuses to load has had its number
             if submodule != "vmm" or self.machine.spec.virtualizes:
                 module.submodules.append((self._next_submodule, submodule))
-                self._next_submodule += 1
+            self._next_submodule += 1
         self._modules.append(module)
-        self._modules[0].references += 2 if name == "vmm" else 0
+        self._modules[0].references += _KERNEL_REFERENCES.get(name, 2)
         if name == "vmm":
             self._vmm.load()
 
@@ -652,7 +655,7 @@ class Kernel:
             raise SimError(Errno.ENOENT, name)
         if name == "vmm":
             self._vmm.unload()
-            self._modules[0].references -= 2
+        self._modules[0].references -= _KERNEL_REFERENCES.get(name, 2)
         self._modules.remove(module)
 
     # -- memory disks (mdconfig(8)) -----------------------------------------------------------

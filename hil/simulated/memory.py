@@ -17,8 +17,8 @@ GIB = 1 << 30
 
 #: Where device registers lie below 4 GiB; RAM of more than this goes above 4 GiB (q35).
 HOLE = range(0x8000_0000, 0x1_0000_0000)
-#: What the kernel allocates begins here: above all that firmware and loader use.
-KERNEL_START = 16 * MIB
+#: What the kernel allocates begins here: above its own text and what the loader left.
+KERNEL_START = 32 * MIB
 #: Firmware keeps its tables in as much at the end of low memory.
 FIRMWARE = 16 * MIB
 #: Guest memory is given out in pieces of this size: FreeBSD's superpages.

@@ -69,6 +69,10 @@ class IommuDriver(ABC):
         """Take it out; it is in no domain then."""
 
     @abstractmethod
+    def block(self, requester_id: int) -> None:
+        """Let a function's entry refuse everything, before the units are switched on."""
+
+    @abstractmethod
     def enable(self) -> None:
         """Switch the units on."""
 
@@ -194,6 +198,9 @@ class VtdDriver(IommuDriver):
         self.memory.store(entry, 0)
         self.memory.store(entry + 8, 0)
 
+    def block(self, requester_id: int) -> None:
+        """An entry that was never written is not present."""
+
     def enable(self) -> None:
         for base in self._bases:
             self.memory.store(base + 0x20, self._root)
@@ -217,6 +224,8 @@ class VtdDriver(IommuDriver):
 
 #: Bits of an AMD device table entry's first quadword (AMD 2.2.2.1).
 _VALID, _TRANSLATED, _READ, _WRITE = 1, 1 << 1, 1 << 61, 1 << 62
+#: Translated by no table, and neither read nor write allowed.
+_REFUSES_ALL = _VALID | _TRANSLATED
 #: And of its second: log a fault once; log none.
 _SUPPRESS_SECOND = 1 << 33
 _DEVICE_TABLE_SIZE = 2 * MIB
@@ -305,8 +314,11 @@ class AmdDriver(IommuDriver):
             before = self.memory.load(self.device_table + 32 * requester_id)
             self._write_entry(unit, requester_id, before | _VALID, domain.id if domain else 0)
             return
-        # translated by no table, and neither read nor write allowed: everything is refused
-        self._write_entry(unit, requester_id, _VALID | _TRANSLATED, 0)
+        self._write_entry(unit, requester_id, _REFUSES_ALL, 0)
+
+    def block(self, requester_id: int) -> None:
+        if self._unit_of(requester_id) is not None:
+            self.memory.store(self.device_table + 32 * requester_id, _REFUSES_ALL)
 
     def _write_entry(self, unit: Ivhd, requester_id: int, low: int, domain: int) -> None:
         entry = struct.pack("<QQ", low, domain | _SUPPRESS_SECOND)
@@ -496,7 +508,7 @@ class Remapping:
             if not with_ppt or "3-host-domain-while-idle" in self._faults:
                 self.driver.add_device(host, requester_id)
             elif "21-untouched-entry-passes" not in self._faults:
-                self.driver.remove_device(None, requester_id)
+                self.driver.block(requester_id)
         self.driver.enable()
 
     def stop(self) -> None:
@@ -534,11 +546,14 @@ class Remapping:
         if self.host_domain is not None:
             self.driver.invalidate(self.host_domain)
 
-    def unmap_guest(self, domain: Domain, pieces: Iterable[tuple[int, int, int]]) -> None:
-        """The other way round."""
+    def unmap_guest(
+        self, domain: Domain, pieces: Iterable[tuple[int, int, int]], *, used: bool = True
+    ) -> None:
+        """The other way round; nothing to invalidate where no device ``used`` the domain."""
         assert self.driver is not None
         for guest, physical, length in pieces:
             self.driver.unmap(domain, guest, length)
             if self.host_domain is not None:
                 self.driver.map(self.host_domain, physical, physical, length)
-        self.driver.invalidate(domain)
+        if used:
+            self.driver.invalidate(domain)

@@ -248,16 +248,19 @@ class Vm:
     def _map(self) -> None:
         if self._domain is None:
             return
+        pieces = [piece for part in self._segments if part.wired for piece in part.pieces()]
+        self._vmm.remapping.map_guest(self._domain, pieces)
         for part in self._segments:
-            if part.wired:
-                self._vmm.remapping.map_guest(self._domain, part.pieces())
-                part.in_iommu = True
+            part.in_iommu = part.wired
 
-    def _unmap(self) -> None:
+    def _unmap(self, *, used: bool = True) -> None:
+        if self._domain is None:
+            return
+        pieces = [piece for part in self._segments if part.in_iommu for piece in part.pieces()]
+        if pieces:
+            self._vmm.remapping.unmap_guest(self._domain, pieces, used=used)
         for part in self._segments:
-            if part.in_iommu and self._domain is not None:
-                self._vmm.remapping.unmap_guest(self._domain, part.pieces())
-                part.in_iommu = False
+            part.in_iommu = False
 
     @locked
     def unassign(self, bus: int, slot: int, function: int) -> None:
@@ -388,8 +391,10 @@ class Vm:
         """Free it, and let its devices go; also while it runs."""
         for ppt in self._vmm.assigned_to(self):
             at = ppt.device.address
-            self._vmm.unassign(self, at.bus, at.device, at.function)
-        self._unmap()
+            self.unassign(at.bus, at.device, at.function)
+        if "23-state-left-behind" not in self.machine.faults:
+            # only an assignment that failed has left anything mapped
+            self._unmap(used=False)
         self._drop_domain()
         self._free_memory()
         self.traps.clear()

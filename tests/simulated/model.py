@@ -17,7 +17,7 @@ from hil.simulated.vmm import Vm
 
 GUEST_MEMORY = 64 * MIB
 #: Guest physical address of DMA memory: the host's kernel has its own at the same numbers.
-DMA_START = 16 * MIB
+DMA_START = 32 * MIB
 
 
 class Guest:

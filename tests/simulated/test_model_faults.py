@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from hil.iommu.faults import parse_fault_log
+from hil.iommu.tables import Translation
 from hil.simulated import nic
 from hil.simulated.devices import Edu, Gpu
 from hil.simulated.drivers import NicDriver, enable_device
@@ -216,6 +217,19 @@ def each_fault_is_reported_once(machine: Machine) -> bool:
     for number in range(count):
         edu_write(port, (1 << 33) + number * PAGE, b"x")
     return len(parse_fault_log("\n".join(machine.kernel.dmesg))) == count
+
+
+@check("23-state-left-behind")
+def the_hosts_devices_reach_all_memory_after_a_failed_assignment(machine: Machine) -> bool:
+    warm_up(machine)
+    guest = Guest(machine)
+    physical = guest.vm.host_address(0)
+    assert physical is not None
+    with contextlib.suppress(SimError):
+        guest.vm.assign(29, 0, 0)
+    guest.vm.destroy()
+    rid = machine.function_named("nvme0").requester_id
+    return isinstance(tables(machine).translate(rid, physical, True), Translation)
 
 
 @check("24-initialized-lies")

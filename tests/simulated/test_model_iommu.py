@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,10 +13,12 @@ from hil.iommu.faults import parse_fault_log
 from hil.iommu.host import host_faults
 from hil.iommu.tables import Translation
 from hil.simulated.devices import Edu
+from hil.simulated.errno import SimError
 from hil.simulated.machine import Machine
 from hil.simulated.memory import MIB, PAGE
 from hil.simulated.pci import BUS_MASTER, COMMAND, DmaAborted
 from hil.simulated.topology import lab, recorded
+from hil.simulated.vmm import Vm
 from tests.simulated.model import DMA_START, GUEST_MEMORY, Guest, GuestPort, owner, reserve, tables
 
 MACHINES = [
@@ -227,11 +231,48 @@ def test_virtual_functions_get_entries_of_their_own_and_lose_them(vendor: str) -
     assert owner(machine, passed) == "nobody"
 
 
-def test_domain_ids_are_those_of_the_recorded_host() -> None:
+def test_domains_and_commands_are_as_many_as_on_the_recorded_host() -> None:
+    """3-each-failure-from-fresh, 001 to 030: dev.ivhd.0.command_count 81, domain_id 9."""
     machine = Machine(recorded())
-    reserve(machine, "em0")
-    for _ in range(2):
-        guest = Guest(machine)
-        guest.take("em0")
-        guest.vm.destroy()
-    assert machine.kernel.sysctls()["hw.vmm.amdvi.domain_id"].value == "3"
+    for name in ("em0", "igb0", "nvme0", "smbus", "edu0"):
+        reserve(machine, name)
+
+    def start(*functions: tuple[int, int, int]) -> Vm:
+        vm = machine.vmm.create("g1")
+        vm.setup_memory(GUEST_MEMORY, wired=True)
+        for where in functions:
+            try:
+                vm.assign(*where)
+            except SimError:
+                # bhyve's clean-up
+                with contextlib.suppress(SimError):
+                    vm.unassign(*where)
+        return vm
+
+    em, igb, nvme, edu = (0, 5, 0), (0, 6, 0), (0, 7, 0), (0, 9, 0)
+    for where in ((29, 0, 0), (1, 0, 0), (0, 3, 0), (0, 8, 0), em):
+        start(where).destroy()
+    vm = start((0, 31, 3))
+    vm.unassign(0, 31, 3)  # it has no MSI
+    vm.destroy()
+    start(em, em).destroy()
+    start(em, igb, nvme, edu)
+    shown = {name: each.value for name, each in machine.kernel.sysctls().items()}
+    assert shown["hw.vmm.amdvi.domain_id"] == "9"
+    assert shown["dev.ivhd.0.command_count"] == "81"
+    assert shown["dev.ivhd.0.command_head"] == shown["dev.ivhd.0.command_tail"] == "1296"
+
+
+def test_interrupt_numbers_are_those_of_the_recorded_host() -> None:
+    """3-each-failure-from-fresh, 029: irq29 and irq34 and irq49 are the first of their devices."""
+    machine = Machine(recorded())
+    guest_devices = ("em0", "igb0", "nvme0")
+    for name in guest_devices:
+        reserve(machine, name)
+    guest = Guest(machine)
+    for name in guest_devices:
+        guest.take(name).enable_interrupts([("first", lambda: None)])
+    first: dict[str, int] = {}
+    for source in machine.kernel.interrupts():
+        first.setdefault(source.name, source.irq)
+    assert (first["ppt0"], first["ppt1"], first["ppt2"]) == (29, 34, 49)
