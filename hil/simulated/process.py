@@ -247,6 +247,8 @@ class Process:
         try:
             while not done():
                 self.check()
+                if done():  # a handler of check() may have brought it about
+                    break
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     return False
