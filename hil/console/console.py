@@ -224,16 +224,28 @@ class Console:
             self.log.kernel_ends_with_cr = False
             patterns = [login, ask, REFUSED, prompt]
             typed_user = typed_password = False
+            shown = b""
             self.send_line()
             while True:
                 try:
                     # A kernel message after a prompt hides it: ask for another one.
-                    met = self.expect(patterns, deadline.within(5.0, "a log-in prompt")).index
+                    found = self.expect(patterns, deadline.within(5.0, "a log-in prompt"))
                 except LabError:
                     if deadline.expired or self.log.ended:
                         raise
                     self.send_line()
                     continue
+                met = found.index
+                if met == 3 and not typed_user:
+                    # Half a line of a boot log may look like one ("flags=8843<UP,BROADCAST>");
+                    # a shell shows it again.
+                    line = (found.before + found.match[0]).rpartition(b"\n")[2]
+                    if line == shown:
+                        break
+                    shown = line
+                    self.send_line()
+                    continue
+                shown = b""
                 if met == 2 or (met == 0 and typed_password):
                     raise InventoryError(
                         f"{self.name} does not let {user} log in",

@@ -409,6 +409,25 @@ def test_a_console_that_is_logged_in_already() -> None:
     console.close()
 
 
+BOOTING = r"""
+stty -echo
+printf 'em0: flags=8843<UP,BROADCAST>'
+IFS= read -r _; IFS= read -r _
+printf ' metric 0 mtu 1500\r\n\r\nhost login: '
+IFS= read -r user
+[ "$user" = root ] || exit
+stty echo
+PS1='root@host:~# ' exec dash -i
+"""
+
+
+def test_half_a_line_of_a_boot_log_is_no_prompt() -> None:
+    console = Console("guest", PtyStream(["dash", "-c", BOOTING]))
+    console.login("root", None, soon())
+    assert console.run("echo in", soon()).output == "in\n"
+    console.close()
+
+
 def test_a_kernel_line_does_not_hide_a_prompt() -> None:
     console = Console("guest", ScriptedStream([b"BusyBox v1.35\r\n# \x1b[6n" + LINUX * 2]))
     assert console.wait_for_boot(PROMPT, soon()).index == 0
