@@ -80,9 +80,9 @@ class Tty:
             self._transmit(bytes(echo))
 
     @property
-    def full(self) -> bool:
-        """Whether no more input is taken."""
-        return self._room is not None and self._held >= self._room
+    def room(self) -> int:
+        """Bytes of input that would be kept."""
+        return 1 << 16 if self._room is None else max(0, self._room - self._held)
 
     def hang_up(self) -> None:
         """The carrier is gone: readers see the end, unless the line is local."""
@@ -239,24 +239,28 @@ class _End:
 
     def _send(self, data: bytes) -> None:
         other = self.other
-        step = INPUT // 2
-        for at in range(0, len(data), step):
-            if not other.is_open:
+        rest = data
+        while rest and other.is_open:
+            room = self._room(other)
+            if not room:
+                # Nobody reads: what comes now is lost.
                 return
-            self._wait_for_room(other)
-            other.tty.received(data[at : at + step])
+            other.tty.received(rest[:room])
+            rest = rest[room:]
 
-    def _wait_for_room(self, other: _End) -> None:
+    def _room(self, other: _End) -> int:
+        """Bytes that the other end takes now, having waited for its reader a while."""
         tty = other.tty
         end = time.monotonic() + PATIENCE
         with tty.changed:
-            while tty.full and other.is_open and not self._lost_patience:
+            while tty.room == 0 and other.is_open and not self._lost_patience:
                 left = end - time.monotonic()
                 if left <= 0:
                     self._lost_patience = True
-                tty.changed.wait(left)
-            if not tty.full:
+                tty.changed.wait(max(left, 0))
+            if tty.room:
                 self._lost_patience = False
+            return tty.room
 
 
 class OpenTty:

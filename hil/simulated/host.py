@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 from collections.abc import Sequence
 
@@ -57,20 +58,27 @@ class SimulatedHost:
     def _finish_boot(self) -> None:
         kernel = self.machine.kernel
         kernel.dmesg[:] = releases.boot_messages(self.spec, kernel.dmesg)
-        for name, interface in kernel.interfaces().items():
-            if name.startswith("vtnet"):
-                interface.set_up(True)
+        # The loopback interface comes after those of the devices that attach at boot.
+        interfaces = kernel.stack.interfaces
+        interfaces["lo0"] = interfaces.pop("lo0")
 
     def reboot(self, loader_conf: dict[str, str] | None = None) -> None:
         """Power off and on: every process ends, connections are cut, disks keep their contents."""
         port = self.server.port
         self.server.close()
         self.system.kill_all()
-        self.machine.boot(loader_conf)
+        if loader_conf is not None:
+            lines = "".join(f'{name}="{value}"\n' for name, value in loader_conf.items())
+            self.system.files.write("/boot/loader.conf", lines.encode())
+        self.machine.boot(self._loader_conf())
         self.system.restart()
         self._finish_boot()
         if port:
             self.server.start(port)
+
+    def _loader_conf(self) -> dict[str, str]:
+        text = self.system.files.read("/boot/loader.conf").decode("utf-8", "replace")
+        return dict(re.findall(r'^([\w.]+)="(.*)"', text, re.MULTILINE))
 
     def _reboot(self) -> int:
         threading.Thread(target=self.reboot, name="simulated-reboot", daemon=True).start()

@@ -118,6 +118,8 @@ class HostSystem(System):
         dev.mode = 0o555
         dev.dynamic = self._devices
         dev.clone = self._clone
+        for name in ("cam", "fd", "gpt", "gptid", "input", "led", "net", "pts", "reroot", "usb"):
+            files.make_directory(f"/dev/{name}", 0o555)
         files.add("/dev/mem", Device(lambda _process, _mode: DevMem(self), 0o640))
         files.add("/dev/console", Device(lambda _process, _mode: Console(self)))
         for name in ("/vm", "/mnt", "/usr", "/usr/local", "/usr/local/share", "/var/db"):

@@ -249,6 +249,12 @@ class _Vectors(Nothing):
         name = device.name or ""
         for _ in range(count):
             kernel.allocate_irq(name)
+        function = device.function
+        for capability, enable in ((MSIX, 0x8000), (MSI, 1)):
+            at = function.capability(capability)
+            if count and at:
+                function.poke(at + 2, 2, function.peek(at + 2, 2) | enable)
+                break
 
     def detach(self) -> None:
         self._kernel.free_irqs(self._device.name or "")

@@ -132,8 +132,8 @@ class Newbus:
     # -- looking up -----------------------------------------------------------------------
 
     def in_order(self) -> list[Device]:
-        """By address, as pciconf lists them."""
-        return [self.devices[key] for key in sorted(self.devices)]
+        """As they were found, which is by address at boot: as pciconf lists them."""
+        return list(self.devices.values())
 
     def find(self, text: str) -> Device:
         """By name (``em0``) or selector (``pci0:0:5:0``, ``pci0:5:0``).

@@ -582,7 +582,10 @@ class RootPort(PciFunction):
 
     def __init__(self, address: Address, secondary: int, slot: int = 0) -> None:
         patches = {0x18: bytes((address.bus, secondary, secondary))}
-        if slot:  # physical slot number in SLOTCAP (PCIe 7.5.3.9)
-            patches[0x54 + 0x14] = (0x7B | slot << 19).to_bytes(4, "little")
+        # A link of one lane at 2.5 GT/s, and the slot's power on (PCIe 7.5.3.8, 7.5.3.10)
+        patches[0x54 + 0x12] = b"\x11\x00"
+        patches[0x54 + 0x18] = b"\xc0\x03"
+        if slot:  # physical slot number in SLOTCAP (PCIe 7.5.3.9), with an interlock
+            patches[0x54 + 0x14] = (0x2007B | slot << 19).to_bytes(4, "little")
         super().__init__("root-port", address, patches)
         self.secondary = secondary

@@ -103,6 +103,7 @@ def boot_messages(spec: MachineSpec, attached: Sequence[str]) -> list[str]:
         elif mark == spec.vendor:
             lines.append(rest)
     filled = [re.sub(r"\{(\w+)\}", lambda found: values[found[1]], line) for line in lines]
+    attached = [each for line in attached for each in (line, *_children(line, spec))]
     # Disks are found, and links come up, when all devices have attached.
     late = [line for line in attached if _LATE.match(line)]
     early = [line for line in attached if not _LATE.match(line)]
@@ -112,6 +113,34 @@ def boot_messages(spec: MachineSpec, attached: Sequence[str]) -> list[str]:
         if (found := re.match(r"((?:em|igb|ix)\d+): <", line))
     ]
     return [*filled, *early, *between.splitlines(), *late, *after.splitlines(), *links]
+
+
+def _children(line: str, spec: MachineSpec) -> list[str]:
+    """What the devices below a device say, which are no PCI functions."""
+    name = line.partition(":")[0]
+    if "<VirtIO PCI (legacy) Network adapter>" in line:
+        mac = next(each.mac for each in spec.functions if each.kind == "virtio-net")
+        return [
+            f"vtnet0: <VirtIO Networking Adapter> on {name}",
+            f"vtnet0: Ethernet address: {mac}",
+            "vtnet0: netmap queues/slots: TX 1/256, RX 1/128",
+            "000.000063 [ 450] vtnet_netmap_attach       vtnet attached txq=1, txd=256 rxq=1, "
+            "rxd=128",
+        ]
+    if "<VirtIO PCI (legacy) Block adapter>" in line:
+        size = next(each.size for each in spec.functions if each.kind == "virtio-blk")
+        return [
+            f"vtblk0: <VirtIO Block Adapter> on {name}",
+            f"vtblk0: {size >> 20}MB ({size // 512} 512 byte sectors)",
+        ]
+    if "<PCI-ISA bridge>" in line:
+        return [f"isa0: <ISA bus> on {name}"]
+    if "AHCI SATA controller>" in line:
+        return [
+            f"{name}: AHCI v1.00 with 6 1.5Gbps ports, Port Multiplier not supported",
+            *(f"ahcich{n}: <AHCI channel> at channel {n} on {name}" for n in range(6)),
+        ]
+    return []
 
 
 _LATE = re.compile(r"nvd|nda|nvme\d+: (SET|FEATURE)")

@@ -74,7 +74,8 @@ class SshServer:
 
     def close(self) -> None:
         """Stop listening and cut every connection without a word, as a host that goes down."""
-        _call(self._end())
+        if self.port:
+            _call(self._end())
 
     async def _listen(self, port: int) -> None:
         self._acceptor = await asyncssh.listen(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hil.pci.address import Address
 from hil.simulated import iommu
 from hil.simulated.kernel import Sysctl
 from hil.simulated.machine import Machine
+from hil.simulated.pci import RootPort
 from hil.simulated.remapping import AmdDriver
 
 #: ``hw.vmm`` in the order of FreeBSD 13.2: name, and the value on AMD and on Intel.  Values in
@@ -117,13 +119,22 @@ def _ppt(machine: Machine) -> dict[str, Sysctl]:
             f"class={function.class_code:#08x}"
         )
         result[f"{prefix}.%location"] = Sysctl(
-            f"slot={at.device} function={at.function} dbsf={device.selector}"
+            f"slot={at.device} function={at.function} dbsf={device.selector} "
+            f"handle={acpi_handle(machine, at)}"
         )
         result[f"{prefix}.%driver"] = Sysctl("ppt")
         result[f"{prefix}.%desc"] = Sysctl("")
     if result:
         result["dev.ppt.%parent"] = Sysctl("")
     return result
+
+
+def acpi_handle(machine: Machine, at: Address) -> str:
+    """A function's name in the firmware's tables, as recorded: ``\\_SB_.PCI0.S28_``."""
+    ports = (f for f in machine.fabric.in_order() if isinstance(f, RootPort))
+    above = next((f.address for f in ports if at.bus and f.secondary == at.bus), None)
+    path = [each for each in (above, at) if each is not None]
+    return "\\_SB_.PCI0" + "".join(f".S{p.device << 3 | p.function:02X}_" for p in path)
 
 
 def _amd(machine: Machine) -> dict[str, Sysctl]:
@@ -153,4 +164,22 @@ def _amd(machine: Machine) -> dict[str, Sysctl]:
         ):
             result[f"{prefix}.{name}"] = Sysctl(text)
     result["dev.ivhd.%parent"] = Sysctl("")
+    function = machine.fabric.functions[where.requester_id]
+    for name, text in (
+        ("0.%parent", "pci0"),
+        (
+            "0.%pnpinfo",
+            f"vendor={function.vendor:#06x} device={function.device:#06x} subvendor=0x1af4 "
+            f"subdevice=0x1100 class={function.class_code:#08x}",
+        ),
+        (
+            "0.%location",
+            f"slot={where.device} function={where.function} dbsf=pci0:{where.bus}:{where.device}:"
+            f"{where.function} handle={acpi_handle(machine, where)}",
+        ),
+        ("0.%driver", "amdiommu"),
+        ("0.%desc", "AMD-Vi/IOMMU PCI function"),
+        ("%parent", ""),
+    ):
+        result[f"dev.amdiommu.{name}"] = Sysctl(text)
     return result

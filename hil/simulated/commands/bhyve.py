@@ -547,16 +547,19 @@ def _active(process: Process, host: HostSystem, vm: Vm, value: str) -> None:
 
 def _get_all(process: Process, host: HostSystem, vm: Vm, value: str) -> None:
     size = vm.memory_size
-    wired = "wired/iommu" if vm.devices else "wired" if vm.wired else ""
+    # bhyvectl prints the end of the protection's string, too.
+    wired = "\0wired/iommu" if vm.devices else "\0wired" if vm.wired else ""
     process.out("ID  Length      Name\n")
     process.out(f"0   {size >> 20}MB       sysmem\n1   16384KB     bootrom\n")
     process.out("Address     Length      Segment     Offset      Prot  Flags\n")
-    process.out(f"0           {size >> 20}MB       sysmem      0           RWX    {wired}\n")
-    process.out("FF000000    4096B       bootrom     0           R--    wired\n")
+    process.out(f"0           {size >> 20}MB       sysmem      0           RWX   {wired}\n")
+    process.out("FF000000    4096B       bootrom     0           R--   \0wired\n")
     process.out((resources.files(__package__) / "vcpu_registers.txt").read_text("utf-8"))
     _active(process, host, vm, value)
     process.out("suspended cpus:\t (none)\npending:\tn/a\ncurrent:\tn/a\n")
     _stats(process, host, vm, value)
+    cpus = host.host.spec.cpus
+    process.out(f"cpu_topology:\tsockets=1, cores=1, threads=1, maxcpus={cpus}\n")
 
 
 def _for_guest(verb: str) -> Callable[[Process, HostSystem, Vm, str], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hil.simulated.commands.options import flags, getopt, refuse
@@ -114,7 +115,7 @@ usage: sysctl [-bdeFhilmnNoqTtWx] [ -B <bufsize> ] [-f filename] name[=value] ..
 def sysctl(process: Process) -> int:
     found, names = getopt(process, "AabB:def:FhHij:lmnNoqtTwWxX", _SYSCTL_USAGE)
     option = {letter for letter, _ in found}
-    known: Mapping[str, Any] = {**process.system.settings(), **process.system.kernel.sysctls()}
+    known: Mapping[str, Any] = {**process.system.kernel.sysctls(), **process.system.settings()}
     if option & {"a", "A"}:
         for name, value in known.items():
             _show_sysctl(process, name, value, option)
@@ -173,6 +174,9 @@ def kenv(process: Process) -> int:
     variables: dict[str, str] = process.system.kernel.kenv
     if not words:
         for name, value in variables.items():
+            # The loader keeps to itself which modules it was to load.
+            if name.endswith("_load"):
+                continue
             process.out(f"{name}\n" if "N" in option else f'{name}="{value}"\n')
         return 0
     name, equals, value = words[0].partition("=")
@@ -217,13 +221,33 @@ def vmstat(process: Process) -> int:
     up = max(1, int(time.time() - process.system.booted))
     process.out(f"{'interrupt':<19} {'total':>20} {'rate':>10}\n")
     total = 0
-    for line in process.system.kernel.interrupts():
+    lines = list(process.system.kernel.interrupts())
+    timers = [_Timer(f"cpu{n}:timer", 79 * up) for n in range(_processors(process))]
+    first = next((n for n, line in enumerate(lines) if line.irq > _LAST_LINE), len(lines))
+    for line in [*lines[:first], *timers, *lines[first:]]:
         total += line.count
         if line.count or "a" in option:
-            name = f"irq{line.irq}: {line.name}" if isinstance(line.irq, int) else line.name
+            name = line.name if isinstance(line, _Timer) else f"irq{line.irq}: {line.name}"
             process.out(f"{name:<19} {line.count:>20} {line.count // up:>10}\n")
     process.out(f"{'Total':<19} {total:>20} {total // up:>10}\n")
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Timer:
+    """A processor's timer, which no function has."""
+
+    name: str
+    count: int
+
+
+#: Interrupt numbers up to this are lines of the I/O APIC; what is above are messages.
+_LAST_LINE = 23
+
+
+def _processors(process: Process) -> int:
+    known = process.system.kernel.sysctls()
+    return int(known["hw.ncpu"].value) if "hw.ncpu" in known else 1
 
 
 _VMSTAT = """\

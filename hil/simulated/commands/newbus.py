@@ -150,10 +150,11 @@ class _Tree:
             inset = (len(name) - len(name.lstrip())) // 2
             yield from _resource_lines(depth + inset, resources)
 
-    def _bus(self, bus: int, depth: int) -> Iterator[str]:
+    def _bus(self, bus: int, depth: int, above: str = "") -> Iterator[str]:
         yield "  " * depth + f"pci{bus}"
         if self._resources:
-            yield from _resource_lines(depth, (("PCI domain 0 bus numbers", (str(bus),)),))
+            title = f"{above} bus numbers" if above else "PCI domain 0 bus numbers"
+            yield from _resource_lines(depth, ((title, (str(bus),)),))
         for device in self._devices:
             if device.function.address.bus == bus:
                 yield from self._function(device, depth + 1)
@@ -170,7 +171,7 @@ class _Tree:
             return
         secondary = getattr(function, "secondary", 0)
         if secondary:
-            yield from self._bus(secondary, depth + 1)
+            yield from self._bus(secondary, depth + 1, name)
         for name, detail, resources in self._children(device):
             yield from self._static(depth + 1, name, detail, resources)
 
@@ -215,13 +216,22 @@ class _Tree:
         )
         if irqs:
             found.append(("Interrupt request lines", irqs))
-        for title, memory in (("I/O ports", False), ("I/O memory addresses", True)):
+        titles = ("I/O ports", "I/O memory addresses")
+        if function.address.bus:
+            port = self._port(function.address.bus)
+            titles = (f"{port} I/O port window", f"{port} memory window")
+        for title, memory in zip(titles, (False, True), strict=True):
             spans = sorted((bar.address, bar.size) for bar in function.bars if bar.memory is memory)
             if spans:
                 found.append((title, tuple(f"{a:#x}-{a + s - 1:#x}" for a, s in spans)))
         if getattr(function, "secondary", 0):
             found.append(("PCI domain 0 bus numbers", (str(function.secondary),)))
         return tuple(found)
+
+    def _port(self, bus: int) -> str:
+        """The bridge to a bus."""
+        ports = (d for d in self._devices if getattr(d.function, "secondary", 0) == bus)
+        return next((device.name for device in ports if device.name), "pcib0")
 
     def _children(
         self,
