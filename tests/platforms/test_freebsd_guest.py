@@ -522,10 +522,28 @@ def test_memory_is_read_where_the_tables_lead() -> None:
     memory.data[0xFFE:0x1002] = b"abcd"
     machine = made(FakeTransport(), memory=memory)
     assert machine.read_physical(0xFFE, 4, soon()) == b"abcd"
-    assert machine.search_physical("abcd", soon()) == (0xFFE,)
-    assert machine.search_physical("abce", soon()) == ()
     with pytest.raises(LabError, match="not in the IOMMU's tables"):
         machine.read_physical(0xFFFE, 4, soon())
+
+
+def test_memory_is_searched_on_the_host_where_the_tables_lead(tools: Tools) -> None:
+    memory = bytearray(0x110000)
+    memory[0x100FF0:0x100FF4] = b"abcd"
+    memory[0x101002:0x101006] = memory[0x105000:0x105004] = b"abcd"
+    memory[0x100:0x104] = b"abcd"  # not the guest's
+    (tools.directory / "mem").write_bytes(memory)
+    tools.has(
+        "dd",
+        'for word; do case $word in if=*) ;; *) set -- "$@" "$word" ;; esac; shift; done\n'
+        f'exec /bin/dd if={tools.directory}/mem "$@"',
+    )
+    machine = made(tools)
+    assert machine.search_physical("abcd", soon()) == (0xFF0, 0x1002, 0x5000)
+    assert machine.search_physical("abce", soon()) == ()
+    assert [line for line in tools.log if line.startswith("dd ")][:2] == [
+        "dd if=/dev/mem bs=4096 skip=256 count=1 status=none",
+        "dd if=/dev/mem bs=4096 skip=257 count=15 status=none",
+    ]
 
 
 def test_memory_of_a_guest_without_devices_cannot_be_read() -> None:
