@@ -59,6 +59,14 @@ FAULTS: tuple[Fault, ...] = (
         "FreeBSD r305502",
     ),
     Fault(
+        7,
+        "7-multi-drhd",
+        "Device TLBs are allowed for every function because one of several units supports "
+        "them; the others refuse all DMA then.",
+        "FreeBSD PR 229852, r349184",
+        ("intel",),
+    ),
+    Fault(
         8,
         "8-wrong-rid-range",
         "The IOMMU's range of requester ids ends before the last function of a bus.",

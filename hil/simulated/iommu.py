@@ -31,6 +31,7 @@ _PENDING, _OVERFLOW = 2, 1
 CAPABILITY = (_FAULT_RECORDS // 16) << 24 | (_RECORDS - 1) << 40 | 47 << 16 | 0x6 << 8 | 6
 #: Coherent, pass-through; the IOTLB registers at 0xF0.
 EXTENDED_CAPABILITY = (_IOTLB - 8) // 16 << 8 | 1 << 6 | 1
+_DEVICE_TLB = 1 << 2
 _LEVELS = {1: 3, 2: 4}
 
 
@@ -41,10 +42,19 @@ class VtdUnit:
         memory: where its tables are.
         base: physical address of its page of registers.
         covers: whether a requester id is this unit's business.
+        device_tlb: whether it supports device TLBs (ECAP.DT).
     """
 
-    def __init__(self, memory: HostMemory, base: int, covers: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        memory: HostMemory,
+        base: int,
+        covers: Callable[[int], bool],
+        *,
+        device_tlb: bool = False,
+    ) -> None:
         self.base = base
+        self.device_tlb = device_tlb
         self.covers = covers
         self._memory = memory
         self._registers = bytearray(PAGE)
@@ -57,7 +67,7 @@ class VtdUnit:
         self._registers[:] = bytes(PAGE)
         self._set(0x00, 4, 0x10)
         self._set(0x08, 8, CAPABILITY)
-        self._set(0x10, 8, EXTENDED_CAPABILITY)
+        self._set(0x10, 8, EXTENDED_CAPABILITY | (_DEVICE_TLB if self.device_tlb else 0))
         self._set(_FECTL, 4, 1 << 31)
         self._next_record = 0
 
@@ -133,7 +143,7 @@ class VtdUnit:
         if kind == 2:
             return address
         levels = _LEVELS.get(high & 7)
-        if kind or levels is None:
+        if levels is None or kind == 3 or (kind == 1 and not self.device_tlb):
             return Reason.CONTEXT_INVALID
         if address >> 12 + 9 * levels:
             return Reason.ADDRESS_BEYOND_WIDTH

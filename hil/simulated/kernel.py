@@ -49,6 +49,8 @@ _FILES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "bridgestp": (0xFFFFFFFF8112A000, 0x4690, ("bridgestp",)),
 }
 _FIRST_SUBMODULE = 230
+#: Address and size of vmm.ko where the loader has loaded it.
+_VMM_OF_LOADER = (0xFFFFFFFF80F80000, 0x56F858)
 #: How many of the kernel's own modules a file needs; 2 where it is not known.
 _KERNEL_REFERENCES = {"vmm": 8, "nmdm": 2}
 
@@ -59,9 +61,11 @@ class Interrupt:
 
     irq: int
     name: str
-    """``em0:rxq0``, ``ppt0``; empty while nobody has it."""
+    """``em0:rxq0``, ``ppt0``; empty while no handler is set up."""
     count: int = 0
     handler: Callable[[], None] | None = None
+    taken: bool = True
+    """Some device has it, with a handler or without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +349,7 @@ class Kernel:
         self._interrupts[4] = Interrupt(4, "uart0", 330)
         self._make_interfaces()
         if self.kenv.get("vmm_load", "").upper() == "YES":
-            self._load_file("vmm")
+            self._load_file("vmm", by_loader=True)
         for device in self.bus.scan(0):
             self.bus.try_to_attach(device)
         self._silent = False
@@ -410,9 +414,9 @@ class Kernel:
         self.bus.delete(text, force=force)
 
     @locked
-    def reset(self, text: str, *, detach: bool = False) -> None:
+    def reset(self, text: str, *, detach: bool = False) -> float:
         """See :meth:`hil.simulated.newbus.Newbus.reset`."""
-        self.bus.reset(text, detach=detach)
+        return self.bus.reset(text, detach=detach)
 
     @locked
     def read_config(self, text: str, offset: int, width: int) -> int:
@@ -520,21 +524,22 @@ class Kernel:
     def allocate_irq(self, name: str, handler: Callable[[], None] | None = None) -> int:
         """The lowest free message interrupt; an old one keeps its count."""
         irq = FIRST_MESSAGE_IRQ
-        while irq in self._interrupts and self._interrupts[irq].name:
+        while irq in self._interrupts and self._interrupts[irq].taken:
             irq += 1
         source = self._interrupts.setdefault(irq, Interrupt(irq, name))
-        source.name = name
-        source.handler = handler
+        source.taken = True
+        self.set_handler(irq, name, handler)
         return irq
 
-    def set_handler(self, irq: int, handler: Callable[[], None]) -> None:
-        """Who is called when it comes."""
+    def set_handler(self, irq: int, name: str, handler: Callable[[], None] | None) -> None:
+        """Who is called when it comes, and under which name it is counted."""
+        self._interrupts[irq].name = name
         self._interrupts[irq].handler = handler
 
     def free_irq(self, irq: int) -> None:
         """Nobody has it now; its count stays."""
-        self._interrupts[irq].name = ""
-        self._interrupts[irq].handler = None
+        self.set_handler(irq, "", None)
+        self._interrupts[irq].taken = False
 
     def free_irqs(self, name: str) -> None:
         """All of one owner."""
@@ -634,8 +639,10 @@ class Kernel:
             raise SimError(Errno.EEXIST, name)
         self._load_file(name)
 
-    def _load_file(self, name: str) -> None:
+    def _load_file(self, name: str, *, by_loader: bool = False) -> None:
         address, size, submodules = _FILES[name]
+        if by_loader:
+            address, size = _VMM_OF_LOADER
         module = Module(self._next_file, f"{name}.ko", address, size)
         self._next_file += 1
         for submodule in submodules:

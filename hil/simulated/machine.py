@@ -180,6 +180,7 @@ class Machine:
             command = (MEMORY_DECODE if True in kinds else 0) | (IO_DECODE if False in kinds else 0)
             function.config_write(COMMAND, 2, command)
         if isinstance(function, RootPort):
+            function.open_windows(spec.windows)
             function.config_write(COMMAND, 2, MEMORY_DECODE | IO_DECODE | BUS_MASTER)
         function.poke(0x3C, 1, spec.irq if spec.irq < 16 else 0xB)
 
@@ -219,7 +220,9 @@ class Machine:
                 acpi_tables.drhd(SECOND_VTD_BASE, include_all=False, scopes=[(2, 0, path)])
             )
             behind = {port.requester_id} | set(range(second << 8, (second + 1) << 8))
-            units.append(iommu.VtdUnit(self.memory, SECOND_VTD_BASE, behind.__contains__))
+            units.append(
+                iommu.VtdUnit(self.memory, SECOND_VTD_BASE, behind.__contains__, device_tlb=True)
+            )
         listed = self.spec.iommu_ranges
         scopes: list[acpi_tables.Scope] = [(3, 0xFF, ((0, 0),))]
         for first, last in sorted(listed):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from hil.simulated.kernel import Kernel
 
 PPT = "ppt"
+#: What the kernel waits after FLR and after a change of power state (PCIe 6.6.2, 5.9).
+_FLR_WAIT, _D3_WAIT = 0.1, 0.01
 
 
 class Attached(Protocol):
@@ -424,8 +426,11 @@ class Newbus:
             self.detach_device(device)
         self.remove(device)
 
-    def reset(self, text: str, *, detach: bool = False) -> None:
+    def reset(self, text: str, *, detach: bool = False) -> float:
         """``devctl reset [-d]``: FLR, or D3hot; not refused while a guest has the device.
+
+        Returns:
+            The seconds that a kernel would have waited for the function.
 
         Raises:
             SimError: ENOENT; with ``detach`` as :meth:`detach_device`.
@@ -435,19 +440,25 @@ class Newbus:
             state_fixed = device.fixed
             device.fixed = True  # the class is kept over the reset
             self.detach_device(device)
-            self.reset_function(device.function)
+            took = self.reset_function(device.function)
             device.fixed = state_fixed
             self.probe_and_attach(device)
-            return
-        self.reset_function(device.function)
+            return took
+        took = self.reset_function(device.function)
         if device.state is not None:
             device.state.resumed()
+        return took
 
     # -- resets (pcie_flr, pci_power_reset, pci_save_state) -----------------------------------
 
-    def reset_function(self, function: PciFunction) -> None:
-        """Reset a function and give it back its BARs, COMMAND and messages."""
+    def reset_function(self, function: PciFunction) -> float:
+        """Reset a function and give it back its BARs, COMMAND and messages.
+
+        Returns:
+            The seconds that a kernel would have waited: nothing here does.
+        """
         saved = save_state(function)
+        took = 0.0
         faults = self.kernel.machine.faults
         ignores = function.no_soft_reset and "30-nosoftrst-ignored" in faults
         if function.has_flr and not ignores:
@@ -455,12 +466,15 @@ class Newbus:
             function.config_write(COMMAND, 2, command & ~BUS_MASTER)
             control = function.capability(PCIE) + 8
             function.config_write(control, 2, function.config_read(control, 2) | 0x8000)
+            took = _FLR_WAIT
         elif function.capability(PM):
             control = function.capability(PM) + 4
             state = function.config_read(control, 2) & ~3
             function.config_write(control, 2, state | D3HOT)
             function.config_write(control, 2, state)
+            took = 2 * _D3_WAIT
         restore_state(function, saved)
+        return took
 
 
 def _span(bar: Bar) -> str:

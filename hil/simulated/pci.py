@@ -9,7 +9,7 @@ References: PCI Local Bus Specification 3.0, PCI Express Base Specification 6.0 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -589,3 +589,16 @@ class RootPort(PciFunction):
             patches[0x54 + 0x14] = (0x2007B | slot << 19).to_bytes(4, "little")
         super().__init__("root-port", address, patches)
         self.secondary = secondary
+
+    def open_windows(self, windows: Sequence[range]) -> None:
+        """Program what it passes on: ports, memory, prefetchable memory (PCI bridge 3.2.5)."""
+        for offset, window, shift in zip((0x1C, 0x20, 0x24), windows, (8, 16, 16), strict=False):
+            if not window:
+                continue
+            width = 1 if offset == 0x1C else 2
+            last = window.stop - 1
+            self.config_write(offset, width, window.start >> shift & (1 << 8 * width) - 1)
+            self.config_write(offset + width, width, last >> shift & (1 << 8 * width) - 1)
+            if offset == 0x24:
+                self.config_write(0x28, 4, window.start >> 32)
+                self.config_write(0x2C, 4, last >> 32)

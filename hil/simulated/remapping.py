@@ -139,6 +139,10 @@ class IommuDriver(ABC):
         return table
 
 
+#: Translation type of a context entry: untranslated and translated requests (VT-d 9.3).
+_DEVICE_TLB = 1 << 2
+
+
 class VtdDriver(IommuDriver):
     """intel/vtd.c."""
 
@@ -147,10 +151,11 @@ class VtdDriver(IommuDriver):
         memory: HostMemory,
         faults: FaultSet,
         log: Callable[[str], None],
-        bases: Sequence[int],
+        units: Sequence[iommu.VtdUnit],
     ) -> None:
         super().__init__(memory, faults, log)
-        self._bases = tuple(bases)
+        self._units = tuple(units)
+        self._bases = tuple(unit.base for unit in units)
         self._root = 0
         self._contexts = 0
 
@@ -191,7 +196,15 @@ class VtdDriver(IommuDriver):
             )
         # the present bit is set last
         self.memory.store(entry + 8, domain.width | domain.id << 8)
-        self.memory.store(entry, domain.root | 1)
+        kind = _DEVICE_TLB if self._may_have_tlb(requester_id) else 0
+        self.memory.store(entry, domain.root | kind | 1)
+
+    def _may_have_tlb(self, requester_id: int) -> bool:
+        """Whether the function's unit takes requests that its device has translated."""
+        units = self._units
+        if "7-multi-drhd" not in self.faults:
+            units = tuple(unit for unit in units if unit.covers(requester_id))[:1]
+        return any(self.memory.load(unit.base + 0x10) & 1 << 2 for unit in units)
 
     def remove_device(self, domain: Domain | None, requester_id: int) -> None:
         entry = self._context(requester_id)

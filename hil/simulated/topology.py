@@ -61,6 +61,8 @@ class FunctionSpec:
     """Bytes of a disk, or of a GPU's memory."""
     bus: int = 0
     """Of a root port: the bus behind it."""
+    windows: tuple[range, ...] = ()
+    """Of a root port: the ranges of ports, memory and prefetchable memory that it passes on."""
     in_use: str = ""
     """What the host itself needs it for: ``root disk``, ``management NIC``."""
 
@@ -143,7 +145,19 @@ def _recorded_functions(vendor: str) -> tuple[FunctionSpec, ...]:
             mac="52:54:00:aa:00:06",
         ),
         FunctionSpec("nvme0", "nvme", _address("00:07.0"), {0: wide + 0x48000}, 23, size=64 * MIB),
-        FunctionSpec("port8", "root-port", _address("00:08.0"), {0: 0xC038_5000}, 20, bus=1),
+        FunctionSpec(
+            "port8",
+            "root-port",
+            _address("00:08.0"),
+            {0: 0xC038_5000},
+            20,
+            bus=1,
+            windows=(
+                range(0x6000, 0x7000),
+                range(0xC000_0000, 0xC020_0000),
+                range(wide - 512 * MIB, wide) if vendor == "amd" else range(0),
+            ),
+        ),
         FunctionSpec("edu0", "edu", _address("00:09.0"), {0: 0xC020_0000}, 21),
         FunctionSpec("lpc", "lpc", _address("00:1f.0")),
         FunctionSpec("ahci", "ahci", _address("00:1f.2"), {4: 0x70C0, 5: 0xC038_4000}, 16),
@@ -235,6 +249,11 @@ def _lab_functions(vendor: str) -> tuple[FunctionSpec, ...]:
                 {0: 0xC040_0000 + 4096 * index},
                 16 + index,
                 bus=bus,
+                windows=(
+                    range(0x6000 - 0x1000 * index, 0x7000 - 0x1000 * index),
+                    range(window, window + 16 * MIB),
+                    range(0x8_0000_0000, 0x8_1000_0000) if kind == "virtio-gpu" else range(0),
+                ),
             )
         )
         functions.append(

@@ -353,11 +353,13 @@ class Vm:
             raise SimError(Errno.EINVAL)
         kernel = self.machine.kernel
         if not ppt.msix:
-            name = ppt.device.name or ""
-            ppt.msix = {number: kernel.allocate_irq(name) for number in range(count)}
+            ppt.msix = {number: kernel.allocate_irq("") for number in range(count)}
             kernel.write_msix(ppt.device.function, {n: (irq, True) for n, irq in ppt.msix.items()})
         irq = ppt.msix[vector]
-        kernel.set_handler(irq, self._deliver(address, data))
+        if masked:
+            kernel.set_handler(irq, "", None)
+        else:
+            kernel.set_handler(irq, ppt.device.name or "", self._deliver(address, data))
         kernel.write_msix(ppt.device.function, {vector: (irq, masked)})
 
     @locked
@@ -449,8 +451,8 @@ class Vmm:
         units = machine.units.units
         driver: IommuDriver
         if machine.spec.vendor == "intel":
-            bases = [unit.base for unit in units if isinstance(unit, VtdUnit)]
-            driver = VtdDriver(machine.memory, machine.faults, machine.kernel.log, bases)
+            intel = [unit for unit in units if isinstance(unit, VtdUnit)]
+            driver = VtdDriver(machine.memory, machine.faults, machine.kernel.log, intel)
         else:
             amd = [unit for unit in units if isinstance(unit, AmdUnit)]
             driver = AmdDriver(machine.memory, machine.faults, machine.kernel.log, amd)
@@ -483,7 +485,7 @@ class Vmm:
     def _attach_amd(self, kernel: Kernel, device: Device) -> Attached:
         driver = self.remapping.driver
         assert isinstance(driver, AmdDriver)
-        kernel.allocate_irq(device.name or "")
+        kernel.write_msi(device.function, [kernel.allocate_irq(device.name or "")])
         log = kernel.log
         log("AMD-Vi: IVRS Info VAsize = 0 PAsize = 40 GVAsize = 0 flags:0")
         for number, unit in enumerate(self.machine.units.units):

@@ -31,6 +31,7 @@ class Guest:
         self.vm.interrupt_sink = self._interrupt
         self.counts: dict[int, int] = {}
         self._vectors = itertools.count(0x30)
+        self._windows = GuestWindows(GUEST_MEMORY, machine.faults)
         self._next = DMA_START
 
     def take(self, name: str) -> GuestPort:
@@ -42,8 +43,7 @@ class Guest:
         """Pass the function at a host address."""
         passthru = Passthru(self.vm, (at.bus, at.device, at.function))
         passthru.setup()
-        windows = GuestWindows(GUEST_MEMORY, self.machine.faults)
-        passthru.place(windows.place(passthru.requests()))
+        passthru.place(self._windows.place(passthru.requests()))
         return GuestPort(self, passthru)
 
     def _interrupt(self, _address: int, data: int) -> None:

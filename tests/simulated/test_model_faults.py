@@ -126,6 +126,18 @@ def a_sentinel_does_not_reach_the_next_guest(machine: Machine) -> bool:
     return guest.take("nic0").bar_load(0, RAL15, 4) != MARK
 
 
+@check("7-multi-drhd")
+def the_hosts_disk_survives_the_first_assignment(machine: Machine) -> bool:
+    disk = machine.kernel.disks["nda0"]
+    assert disk.read(0, 4096) == bytes(4096)
+    reserve(machine, "edu0")
+    Guest(machine).take("edu0")
+    try:
+        return disk.read(0, 4096) == bytes(4096)
+    except SimError:
+        return False
+
+
 @check("8-wrong-rid-range")
 def dma_of_a_vf_is_translated(machine: Machine) -> bool:
     machine.kernel.iov_create("igb0", 2, {0: True, 1: True})
