@@ -22,7 +22,7 @@ from hil.errors import CommandError, HilError, InventoryError, LabError, Product
 from hil.guests.images import GuestImage
 from hil.iommu.faults import FaultRecord, parse_fault_log
 from hil.iommu.host import host_faults, host_tables
-from hil.iommu.memory import CachedMemory, PhysicalMemory
+from hil.iommu.memory import PhysicalMemory
 from hil.iommu.scope import Topology
 from hil.iommu.tables import HostTables
 from hil.journal import FREEBSD, Entry, Journal, Undo, card_of
@@ -43,7 +43,13 @@ from hil.platforms.contract import (
 )
 from hil.platforms.freebsd_errors import decode, decode_bhyve
 from hil.platforms.freebsd_guest import PREFIX, BhyveMachine, Passed, Refusal
-from hil.platforms.freebsd_memory import DevMemory, MdCanary, acpi_table, device_registers
+from hil.platforms.freebsd_memory import (
+    DevMemory,
+    MdCanary,
+    ReadAhead,
+    acpi_table,
+    device_registers,
+)
 from hil.platforms.freebsd_pci import (
     STUB,
     Survey,
@@ -455,11 +461,16 @@ class FreebsdBhyve(Platform):
         name, attached = self._driver_of(address, deadline)
         now = name.rstrip("0123456789") if attached else None
         if now == STUB or (before.get(address) and now != before[address]):
-            busy = "busy" in result.stderr
-            raise decode(result.stderr, self.state(deadline)).error(
-                f"{address} is held by a guest and cannot be returned"
-                if busy
-                else f"{address} should be with {before.get(address) or 'no driver'} "
+            diagnosis = decode(result.stderr, self.state(deadline))
+            if "busy" in result.stderr:
+                raise ProductError(
+                    f"{address} is held by a guest and cannot be returned",
+                    host=self.host,
+                    seen=diagnosis.explain(),
+                    command=result.command,
+                )
+            raise diagnosis.error(
+                f"{address} should be with {before.get(address) or 'no driver'} "
                 f"and is with {now or 'no driver'}",
                 host=self.host,
                 command=result.command,
@@ -614,7 +625,7 @@ class FreebsdBhyve(Platform):
             dmar=dmar,
             ivrs=ivrs,
             registers=device_registers(self.transport, deadline),
-            memory=CachedMemory(DevMemory(self.transport, deadline)),
+            memory=ReadAhead(self.transport, deadline),
             topology=lambda: Topology.of(self.functions(deadline)),
         )
 
@@ -624,7 +635,7 @@ class FreebsdBhyve(Platform):
             root = self._sysctls(deadline).get("machdep.acpi_root", "")
             if not root.strip().isdigit():
                 raise LabError(f"{self.host} tells no address of its ACPI tables", seen=root)
-            memory = CachedMemory(DevMemory(self.transport, deadline))
+            memory = ReadAhead(self.transport, deadline)
             dmar, ivrs = (acpi_table(memory, int(root), name) for name in ("DMAR", "IVRS"))
             self._acpi_read = (dmar, ivrs)
         return self._acpi_read
@@ -639,7 +650,7 @@ class FreebsdBhyve(Platform):
                 dmar=dmar,
                 ivrs=ivrs,
                 registers=device_registers(self.transport, deadline),
-                memory=DevMemory(self.transport, deadline),
+                memory=ReadAhead(self.transport, deadline),
             )
         return found
 

@@ -64,6 +64,27 @@ class DevMemory:
         return data
 
 
+class ReadAhead:
+    """Memory read by the 64 KiB, each block once: for a walk over tables, which stand together.
+
+    It shows each block as it was first read: make one for each walk.  Only for RAM; a block that
+    holds some has no registers in it, for these are mapped in larger pieces.
+    """
+
+    def __init__(self, transport: Transport, deadline: Deadline) -> None:
+        self._source = DevMemory(transport, deadline, unit=_BLOCK)
+        self._blocks: dict[int, bytes] = {}
+
+    def read(self, address: int, length: int) -> bytes:
+        """``length`` bytes at a physical ``address``; LabError if the kernel refuses."""
+        first, last = address // _BLOCK, (address + length - 1) // _BLOCK
+        for number in range(first, last + 1):
+            if number not in self._blocks:
+                self._blocks[number] = self._source.read(number * _BLOCK, _BLOCK)
+        data = b"".join(self._blocks[number] for number in range(first, last + 1))
+        return data[address - first * _BLOCK :][:length]
+
+
 def device_registers(transport: Transport, deadline: Deadline) -> DevMemory:
     """Devices' registers, 8 bytes at a time.
 

@@ -15,7 +15,13 @@ from hil.guests.images import GuestImage
 from hil.journal import FREEBSD, Journal
 from hil.pci.address import Address
 from hil.platforms.contract import Feature, Function, GuestSpec, Owner, Phase, Reservation
-from hil.platforms.freebsd_memory import DevMemory, MdCanary, acpi_table, device_registers
+from hil.platforms.freebsd_memory import (
+    DevMemory,
+    MdCanary,
+    ReadAhead,
+    acpi_table,
+    device_registers,
+)
 from hil.platforms.freebsd_undo import DRIVER, KINDS
 from tests.fakes import Answer, FakeTransport
 from tests.platforms.freebsd_host import EDU, EM, FAR, IGB, NVME, PORT, FreebsdHost
@@ -546,6 +552,17 @@ def test_memory_is_read_by_the_page_and_registers_by_8_bytes() -> None:
     assert disks.commands == [
         ("dd", "if=/dev/mem", "bs=4096", "skip=1", "count=2", "status=none"),
         ("dd", "if=/dev/mem", "bs=8", "skip=3", "count=1", "status=none"),
+    ]
+
+
+def test_a_walk_reads_each_64_kib_once() -> None:
+    disks = Disks(b"".join(struct.pack("<Q", at) for at in range(3 * 8192)))
+    memory = ReadAhead(FakeTransport(disks), soon())
+    assert memory.read(0xFFF8, 16) == struct.pack("<QQ", 0x1FFF, 0x2000)
+    assert memory.read(0x1000, 8) == struct.pack("<Q", 0x200)
+    assert [command[2:4] for command in disks.commands] == [
+        ("bs=65536", "skip=0"),
+        ("bs=65536", "skip=1"),
     ]
 
 
