@@ -22,7 +22,7 @@ def check_iommu(facts: HostFacts) -> None:
         raise ProductError(
             f"the firmware describes {facts.iommu}, but the kernel does not use it",
             seen=facts.extra.get("cmdline", ""),
-            hint="on Linux with VT-d, boot with intel_iommu=on",
+            hint="on Linux with VT-d, boot with intel_iommu=on; on FreeBSD ask hil doctor",
         )
 
 

@@ -9,7 +9,8 @@ line of JSON, and the rest of the disk is whatever its file has::
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 _MARK = "hil-simulated-guest"
 #: Bytes in which the line must end.
@@ -26,10 +27,17 @@ class GuestImage:
     hostname: str = "bhyveguest"
     python: bool = True
     """Whether Python 3 is installed."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """What the loader was told besides: it stands in the guest's kernel environment."""
+
+    def with_environment(self, values: Mapping[str, str]) -> GuestImage:
+        """The same image, its loader told ``values``."""
+        return replace(self, environment=tuple(values.items()))
 
     def contents(self) -> bytes:
         """The first bytes of the disk."""
-        return json.dumps({_MARK: 1, **asdict(self)}).encode() + b"\n"
+        values = {name: value for name, value in asdict(self).items() if name != "environment"}
+        return json.dumps({_MARK: 1, **values}).encode() + b"\n"
 
     @classmethod
     def parse(cls, head: bytes) -> GuestImage | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hil.pci.address import Address
 from hil.simulated import guest_pci
+from hil.simulated.commands.options import size_of
 from hil.simulated.faults import FaultSet
 from hil.simulated.guest_image import GuestImage
 from hil.simulated.guest_memory import GuestMemory
@@ -124,12 +125,14 @@ class GuestKernel(Kernel):
         cpus: int,
         say: Callable[[str], None],
     ) -> None:
-        self.ram = GuestMemory(vm, vm.memory_size)
+        kenv = dict(image.environment)
+        usable = size_of(kenv["hw.physmem"]) if "hw.physmem" in kenv else 0
+        self.ram = GuestMemory(vm, vm.memory_size, usable)
         self.vm = vm
         self.image = image
         self._guest_machine = GuestMachine(vm, image, cpus, self.ram)
         self._guest_machine.kernel = self
-        super().__init__(self._guest_machine, {})
+        super().__init__(self._guest_machine, kenv)
         self._say = say
         self._alive = True
         self._taps = tuple(taps)
@@ -185,7 +188,8 @@ class GuestKernel(Kernel):
         self.vm.interrupt_sink = self._guest_machine.fabric.on_message
         said: list[str] = []
         self._attaching = said
-        for device in self.bus.scan(0):
+        # Virtual functions too: on this bus nothing tells them from others.
+        for device in [self.bus.add(function) for function in self.machine.fabric.in_order()]:
             self.bus.try_to_attach(device)
             if device.function.kind == "virtio-net":
                 self._attach_vtnet(device)

@@ -21,15 +21,17 @@ class GuestMemory:
     The addresses are guest physical; that is what drivers tell their devices.
     """
 
-    def __init__(self, vm: Vm, size: int) -> None:
+    def __init__(self, vm: Vm, size: int, usable: int = 0) -> None:
         self.size = size
+        self.usable = usable or size
+        """What the kernel uses of it, from address 0 on: the tunable ``hw.physmem``."""
         self._vm = vm
-        self._free = RangeAllocator(FIRST, size)
+        self._free = RangeAllocator(FIRST, self.usable)
 
     @property
     def physmem(self) -> int:
         """``hw.physmem``: what the kernel counts as memory."""
-        return self.size - 4 * MIB
+        return self.usable - 4 * MIB
 
     def allocate(self, size: int, align: int = PAGE) -> int:
         """Physically contiguous, page aligned, zeroed."""

@@ -91,6 +91,7 @@ class _Interpreter:
             ),
             "subprocess": self._subprocess(),
             "time": SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=process.sleep),
+            "fcntl": SimpleNamespace(flock=self._files.flock, LOCK_EX=2, LOCK_NB=4, LOCK_UN=8),
             "select": SimpleNamespace(select=_unavailable("select.select")),
             "socket": SimpleNamespace(socket=_unavailable("socket.socket")),
         }
@@ -135,7 +136,8 @@ class _Interpreter:
     def _os(self, system: str) -> SimpleNamespace:
         files = self._files
         release = getattr(getattr(self._process.system, "image", None), "release", "13.2-RELEASE")
-        names = {name: getattr(os, name) for name in ("O_RDONLY", "O_WRONLY", "O_RDWR", "SEEK_SET")}
+        flags = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_CREAT", "SEEK_SET")
+        names = {name: getattr(os, name) for name in flags}
         return SimpleNamespace(
             **names,
             O_CLOEXEC=0,
@@ -247,6 +249,10 @@ class _Input:
         return 0
 
 
+#: Who holds which file locked, by system and path.
+_LOCKS: dict[tuple[int, str], Process] = {}
+
+
 class _Descriptors:
     """What the program has open: descriptors of the process, and file objects on them."""
 
@@ -271,7 +277,18 @@ class _Descriptors:
         return self._process.file(descriptor).name
 
     def close(self, descriptor: int) -> None:
+        _LOCKS.pop((id(self._process.system), self.name(descriptor)), None)
         self._process.close(descriptor)
+
+    def flock(self, descriptor: int, operation: int) -> None:
+        """An exclusive lock that nobody waits for; it ends with its process."""
+        del operation
+        key = (id(self._process.system), self.name(descriptor))
+        holder = _LOCKS.setdefault(key, self._process)
+        if holder is not self._process:
+            if holder.status is None:
+                raise BlockingIOError(35, "Resource temporarily unavailable")
+            _LOCKS[key] = self._process
 
     def read(self, descriptor: int, length: int) -> bytes:
         data: bytes = self._call(self._process.read, length, descriptor)

@@ -98,6 +98,12 @@ class HostSystem(System):
         known["kern.boottime"] = Sysctl(
             f"{{ sec = {int(self.booted)}, usec = 0 }} {time.ctime(self.booted)}"
         )
+        disks = [
+            f"0 DISK {disk.name} {disk.size} 512 hd 0 sc 0"
+            for disk in list(self.host.kernel.disks.values())
+        ]
+        geom = known["kern.geom.conftxt"].value
+        known["kern.geom.conftxt"] = Sysctl("\n".join([geom, *disks]))
         return known
 
     def _set_sysctl(self, name: str, value: str) -> None:

@@ -408,7 +408,9 @@ def bhyveload(process: Process) -> int:
     with _console(process, host, option.get("c", "stdio")) as write:
         _show_loader(write, image)
     if image is not None:
-        host.loaded[words[0]] = image
+        told = (word.partition("=") for letter, word in found if letter == "e")
+        environment = {name: value for name, _, value in told}
+        host.loaded[words[0]] = image.with_environment(environment)
     return 0
 
 

@@ -148,10 +148,24 @@ def camcontrol(process: Process) -> int:
             for index in range(6):
                 process.out(f"scbus{index} on ahcich{index} bus 0:\n")
                 process.out(f"<>{'':33}at scbus{index} target -1 lun ffffffff ()\n")
+            _nvme_buses(process, 6)
             process.out("scbus-1 on xpt0 bus 0:\n")
             process.out(f"<>{'':33}at scbus-1 target -1 lun ffffffff (xpt0)\n")
         return 0
     return 1
+
+
+def _nvme_buses(process: Process, first: int) -> None:
+    """The disks of nda(4), each on its controller's bus."""
+    number = first
+    for device in process.system.kernel.devices():
+        disk = getattr(device.state, "disk", "")
+        if disk.startswith("nda"):
+            model = process.system.kernel.disks[disk].description
+            process.out(f"scbus{number} on {device.name} bus 0:\n")
+            place = f"at scbus{number} target 0 lun 1"
+            process.out(f"{f'<{model} 10.0.2>':<34} {place} (pass{number},{disk})\n")
+            number += 1
 
 
 def gstat(process: Process) -> int:
