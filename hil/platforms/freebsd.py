@@ -13,7 +13,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from hil import events
@@ -41,7 +41,7 @@ from hil.platforms.contract import (
     Platform,
     Reservation,
 )
-from hil.platforms.freebsd_errors import decode, decode_bhyve
+from hil.platforms.freebsd_errors import Diagnosis, decode, decode_bhyve
 from hil.platforms.freebsd_guest import PREFIX, BhyveMachine, Passed, Refusal
 from hil.platforms.freebsd_memory import (
     DevMemory,
@@ -423,9 +423,7 @@ class FreebsdBhyve(Platform):
         # The name of ppt's may also be of an attempt that failed.
         name, attached = self._driver_of(address, deadline)
         if result.status != 0 or not attached or not name.startswith(STUB):
-            raise decode(result.stderr, self.state(deadline)).error(
-                f"{address} was not attached to {STUB}", host=self.host, command=result.command
-            )
+            raise self._refused(f"{address} was not attached to {STUB}", result, deadline)
 
     def _driver_of(self, address: Address, deadline: Deadline) -> tuple[str, bool]:
         """Name of its driver and unit, and whether that is attached."""
@@ -461,20 +459,12 @@ class FreebsdBhyve(Platform):
         name, attached = self._driver_of(address, deadline)
         now = name.rstrip("0123456789") if attached else None
         if now == STUB or (before.get(address) and now != before[address]):
-            diagnosis = decode(result.stderr, self.state(deadline))
-            if "busy" in result.stderr:
-                raise ProductError(
-                    f"{address} is held by a guest and cannot be returned",
-                    host=self.host,
-                    seen=diagnosis.explain(),
-                    command=result.command,
-                )
-            raise diagnosis.error(
-                f"{address} should be with {before.get(address) or 'no driver'} "
-                f"and is with {now or 'no driver'}",
-                host=self.host,
-                command=result.command,
-            )
+            message = f"{address} is held by a guest and cannot be returned"
+            if "busy" not in result.stderr:
+                had = before.get(address) or "no driver"
+                message = f"{address} should be with {had} and is with {now or 'no driver'}"
+            shown = ("devctl", "clear", "driver", "-f", address.selector)
+            raise self._refused(message, replace(result, command=shown), deadline)
         if entry := self._taken.pop(address, None):
             self.journal.forget(entry)
 
@@ -600,17 +590,14 @@ class FreebsdBhyve(Platform):
         deadline = Deadline(30, f"the reason why {program} refused")
         state = self.state(deadline, machine.vm, machine.spec.devices)
         diagnosis = decode_bhyve(status, seen, state) if program == "bhyve" else decode(seen, state)
-        running = {process.vm for process in state.processes or ()}
-        stale = [
-            name
-            for name in state.vms or ()
-            if name.startswith(PREFIX) and name != machine.vm and name not in running
-        ]
+        ours = {entry.undo.arguments[0] for entry in self.journal.outstanding}
+        known = {process.vm for process in state.processes or ()} | ours
         hint = diagnosis.remedy
-        if stale:
-            commands = "; ".join(f"bhyvectl --vm={name} --destroy" for name in stale)
-            hint = f"{hint}; left by runs of hil that died: {commands}".removeprefix("; ")
-        return Refusal(diagnosis.explain(), hint)
+        for name in state.vms or ():
+            command = f"bhyvectl --vm={name} --destroy"
+            if name.startswith(PREFIX) and name not in known and command not in hint:
+                hint = f"{hint}; left by a run of hil that died: {command}".removeprefix("; ")
+        return Refusal(diagnosis.meaning, hint, _causes(diagnosis))
 
     def guests(self, deadline: Deadline) -> tuple[str, ...]:
         # The directory comes and goes with the first and last of them.
@@ -729,9 +716,23 @@ class FreebsdBhyve(Platform):
     def _devctl(self, *words: str, what: str, deadline: Deadline) -> None:
         result = self._try("devctl", *words, deadline=deadline)
         if result.status != 0:
-            raise decode(result.stderr, self.state(deadline)).error(
-                f"the host could not {what}", host=self.host, command=result.command
-            )
+            raise self._refused(f"the host could not {what}", result, deadline)
+
+    def _refused(self, message: str, result: Result, deadline: Deadline) -> ProductError:
+        """The error for a driver or bus that did not do what it was told, and what that means."""
+        diagnosis = decode(result.stderr, self.state(deadline))
+        return ProductError(
+            f"{message}: {diagnosis.meaning}",
+            host=self.host,
+            command=result.command,
+            seen="\n".join(part for part in (_causes(diagnosis), result.stderr) if part),
+            hint=diagnosis.remedy,
+        )
+
+
+def _causes(diagnosis: Diagnosis) -> str:
+    """What was considered, a line each; empty if the words themselves tell."""
+    return diagnosis.explain().partition("\n")[2]
 
 
 def _modules(text: str) -> frozenset[str]:

@@ -120,6 +120,8 @@ class Refusal:
 
     message: str
     hint: str = ""
+    causes: str = ""
+    """What was considered, a line each."""
 
 
 #: Given which program, its status and its words, the meaning.
@@ -434,7 +436,7 @@ class BhyveMachine:
             f"{program} refused to start guest {self.spec.name} (status {status}): "
             f"{refusal.message}",
             host=self.host,
-            seen=seen,
+            seen="\n".join(part for part in (refusal.causes, seen) if part),
             command=command,
             hint=refusal.hint,
         )

@@ -270,7 +270,7 @@ def test_a_failure_on_the_way_gives_back_what_was_taken() -> None:
         BUSY.replace("pci0:0:5:0", "pci0:0:6:0"),
     )
     platform = host.platform()
-    with pytest.raises(HilError, match=r"0000:00:06\.0 was not attached to ppt"):
+    with pytest.raises(ProductError, match=r"0000:00:06\.0 was not attached to ppt"):
         platform.reserve([EM, IGB], soon())
     assert host.drivers[EM] == ("em0", True)
     assert host.drivers[IGB] == ("igb0", True)
@@ -288,7 +288,7 @@ def test_ppt_s_name_alone_does_not_prove_that_it_is_attached() -> None:
         return found
 
     host.answer = answer
-    with pytest.raises(HilError, match="was not attached to ppt"):
+    with pytest.raises(ProductError, match="was not attached to ppt"):
         host.platform().reserve([EM], soon())
 
 
@@ -326,8 +326,9 @@ def test_a_held_function_cannot_be_returned_and_the_others_are() -> None:
     platform = host.platform()
     reservation = platform.reserve([EM, IGB], soon())
     host.held.add(EM)
-    with pytest.raises(HilError, match=r"0000:00:05\.0 is held by a guest"):
+    with pytest.raises(ProductError, match=r"0000:00:05\.0 is held by a guest") as raised:
         platform.give_back(reservation, soon())
+    assert raised.value.command == ("devctl", "clear", "driver", "-f", "pci0:0:5:0")
     assert host.drivers[IGB] == ("igb0", True)
     assert len(platform.journal.outstanding) == 1, "the journal tries again"
 
@@ -340,7 +341,7 @@ def test_a_driver_that_does_not_come_back_is_told() -> None:
     host.answer = lambda command, stdin: (
         (0, "", "") if DRIVER.script in command else ask(command, stdin)
     )
-    with pytest.raises(HilError, match="should be with em and is with ppt"):
+    with pytest.raises(ProductError, match="should be with em and is with ppt"):
         host.platform().give_back(Reservation((EM,), {EM: "em"}), soon())
 
 
@@ -472,7 +473,8 @@ def test_a_refusal_is_decoded_with_the_host_s_facts_and_stale_guests() -> None:
     assert isinstance(machine, BhyveMachine)
     refused = machine.explain("bhyve", 4, recorded("4-in-use/011").errors)
     assert "bhyvectl --vm=hil-old-1-0001 --destroy" in refused.hint
-    assert "hil-live-0002" not in refused.hint.partition("left by runs")[2]
+    assert "hil-live-0002" not in refused.hint.partition("left by a run")[2]
+    assert "other" not in refused.hint.partition("left by a run")[2]
 
 
 def test_guests_are_those_of_dev_vmm() -> None:
