@@ -147,15 +147,16 @@ class HostMemory:
         parts = []
         end = address + length
         while address < end:
-            stop = min(end, address - address % PAGE + PAGE)
-            if self.is_ram(address):
-                page = self._pages.get(address // PAGE)
-                offset = address % PAGE
-                size = stop - address
-                parts.append(bytes(page[offset : offset + size]) if page else bytes(size))
+            offset = address % PAGE
+            size = min(end - address, PAGE - offset)
+            page = self._pages.get(address // PAGE)
+            if page is not None:
+                parts.append(bytes(page[offset : offset + size]))
+            elif self.is_ram(address):
+                parts.append(bytes(size))
             else:
-                parts.append(self._load(address, stop - address))
-            address = stop
+                parts.append(self._load(address, size))
+            address += size
         return b"".join(parts)
 
     def write(self, address: int, data: bytes) -> None:
@@ -165,8 +166,10 @@ class HostMemory:
             at = address + position
             size = min(len(data) - position, PAGE - at % PAGE)
             piece = data[position : position + size]
-            if self.is_ram(at):
-                page = self._pages.setdefault(at // PAGE, bytearray(PAGE))
+            page = self._pages.get(at // PAGE)
+            if page is None and self.is_ram(at):
+                page = self._pages[at // PAGE] = bytearray(PAGE)
+            if page is not None:
                 page[at % PAGE : at % PAGE + size] = piece
             else:
                 self._store(at, piece)
@@ -231,7 +234,8 @@ class HostMemory:
         taken: list[int] = []
         try:
             while len(taken) < count:
-                taken.append(self._guest.take(SUPERPAGE, SUPERPAGE, high=True))
+                zone = self._guest if self._guest.free >= SUPERPAGE else self._kernel
+                taken.append(zone.take(SUPERPAGE, SUPERPAGE, high=True))
         except OutOfMemory:
             self.release_guest(taken)
             raise
@@ -241,7 +245,8 @@ class HostMemory:
         """Free a guest's memory."""
         for address in superpages:
             self._drop(address, SUPERPAGE)
-            self._guest.give(address, SUPERPAGE)
+            zone = self._guest if address >= self.ram[-1].start else self._kernel
+            zone.give(address, SUPERPAGE)
 
     @property
     def free(self) -> int:

@@ -6,6 +6,8 @@ from hil.pci.address import Address
 from hil.simulated import iommu
 from hil.simulated.kernel import Sysctl
 from hil.simulated.machine import Machine
+from hil.simulated.memory import PAGE
+from hil.simulated.newbus import Device
 from hil.simulated.pci import RootPort
 from hil.simulated.remapping import AmdDriver
 
@@ -67,7 +69,12 @@ def sysctls(machine: Machine) -> dict[str, Sysctl]:
     result = {
         "hw.ncpu": Sysctl(str(machine.spec.cpus)),
         "hw.physmem": Sysctl(str(machine.spec.memory)),
+        "hw.pagesize": Sysctl(str(PAGE)),
         "machdep.acpi_root": Sysctl(str(machine.acpi.root)),
+        "vm.max_user_wired": Sysctl(str(machine.vmm.wired_limit // PAGE), writable=True),
+        "vm.stats.vm.v_user_wire_count": Sysctl(str(machine.vmm.wired // PAGE)),
+        "vm.stats.vm.v_free_count": Sysctl(str(machine.memory.free // PAGE)),
+        "vm.stats.vm.v_page_count": Sysctl(str(machine.spec.memory // PAGE)),
     }
     if machine.kernel.has_module("vmm"):
         result |= _vmm(machine)
@@ -108,20 +115,10 @@ def _ppt(machine: Machine) -> dict[str, Sysctl]:
     result = {}
     devices = [d for d in machine.kernel.bus.in_order() if d.driver_name == "ppt" and d.attached]
     for device in sorted(devices, key=lambda each: -each.unit):
-        function = device.function
         prefix = f"dev.ppt.{device.unit}"
-        at = device.address
-        subsystem = function.peek(0x2C, 4)
-        result[f"{prefix}.%parent"] = Sysctl(f"pci{at.bus}")
-        result[f"{prefix}.%pnpinfo"] = Sysctl(
-            f"vendor={function.vendor:#06x} device={function.device:#06x} "
-            f"subvendor={subsystem & 0xFFFF:#06x} subdevice={subsystem >> 16:#06x} "
-            f"class={function.class_code:#08x}"
-        )
-        result[f"{prefix}.%location"] = Sysctl(
-            f"slot={at.device} function={at.function} dbsf={device.selector} "
-            f"handle={acpi_handle(machine, at)}"
-        )
+        result[f"{prefix}.%parent"] = Sysctl(f"pci{device.address.bus}")
+        result[f"{prefix}.%pnpinfo"] = Sysctl(_pnpinfo(device))
+        result[f"{prefix}.%location"] = Sysctl(_location(machine, device))
         result[f"{prefix}.%driver"] = Sysctl("ppt")
         result[f"{prefix}.%desc"] = Sysctl("")
     if result:
@@ -129,8 +126,26 @@ def _ppt(machine: Machine) -> dict[str, Sysctl]:
     return result
 
 
+def _pnpinfo(device: Device) -> str:
+    function = device.function
+    subsystem = function.peek(0x2C, 4)
+    return (
+        f"vendor={function.vendor:#06x} device={function.device:#06x} "
+        f"subvendor={subsystem & 0xFFFF:#06x} subdevice={subsystem >> 16:#06x} "
+        f"class={function.class_code:#08x}"
+    )
+
+
+def _location(machine: Machine, device: Device) -> str:
+    at = device.address
+    return (
+        f"slot={at.device} function={at.function} dbsf={device.selector} "
+        f"handle={acpi_handle(machine, at)}"
+    )
+
+
 def acpi_handle(machine: Machine, at: Address) -> str:
-    """A function's name in the firmware's tables, as recorded: ``\\_SB_.PCI0.S28_``."""
+    r"""A function's name in the firmware's tables, as recorded: ``\_SB_.PCI0.S28_``."""
     ports = (f for f in machine.fabric.in_order() if isinstance(f, RootPort))
     above = next((f.address for f in ports if at.bus and f.secondary == at.bus), None)
     path = [each for each in (above, at) if each is not None]
@@ -164,19 +179,11 @@ def _amd(machine: Machine) -> dict[str, Sysctl]:
         ):
             result[f"{prefix}.{name}"] = Sysctl(text)
     result["dev.ivhd.%parent"] = Sysctl("")
-    function = machine.fabric.functions[where.requester_id]
+    device = machine.kernel.bus.devices[where.requester_id]
     for name, text in (
         ("0.%parent", "pci0"),
-        (
-            "0.%pnpinfo",
-            f"vendor={function.vendor:#06x} device={function.device:#06x} subvendor=0x1af4 "
-            f"subdevice=0x1100 class={function.class_code:#08x}",
-        ),
-        (
-            "0.%location",
-            f"slot={where.device} function={where.function} dbsf=pci0:{where.bus}:{where.device}:"
-            f"{where.function} handle={acpi_handle(machine, where)}",
-        ),
+        ("0.%pnpinfo", _pnpinfo(device)),
+        ("0.%location", _location(machine, device)),
         ("0.%driver", "amdiommu"),
         ("0.%desc", "AMD-Vi/IOMMU PCI function"),
         ("%parent", ""),

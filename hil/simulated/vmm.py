@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 LOW_MEMORY = 3 * GIB
 _HIGH_START = 4 * GIB
 _MAX_SEGMENTS = 7
-#: Bytes that wired guest memory must leave to the host.
-_HEADROOM = 64 << 20
 
 
 @dataclass(slots=True)
@@ -107,7 +105,7 @@ class Vm:
                 raise SimError(Errno.EEXIST)
             return
         memory = self.machine.memory
-        if wired and size + _HEADROOM > memory.free:
+        if wired and self._vmm.wired + size > self._vmm.wired_limit:
             raise SimError(Errno.ENOMEM)
         try:
             for address, length in wanted:
@@ -660,6 +658,16 @@ class Vmm:
             self.machine.kernel.silence(ppt.device.function)
 
     # -- VMs ------------------------------------------------------------------------------
+
+    @property
+    def wired(self) -> int:
+        """Bytes of guest memory that cannot be paged out."""
+        return sum(vm.memory_size for vm in self.vms.values() if vm.wired)
+
+    @property
+    def wired_limit(self) -> int:
+        """``vm.max_user_wired``, in bytes: four fifths of memory (sys/vm/vm_pageout.c)."""
+        return self.machine.spec.memory // PAGE * 4 // 5 * PAGE
 
     @locked
     def create(self, name: str) -> Vm:

@@ -241,9 +241,18 @@ def test_after_a_failed_assignment_the_memory_is_refused_until_it_is_made_anew()
     guest.take("em0")
 
 
-def test_wired_memory_that_the_host_does_not_have_is_refused() -> None:
-    vm = Machine(lab()).vmm.create("g1")
+def test_more_wired_memory_than_the_limit_is_refused_and_counted() -> None:
+    machine = Machine(lab())
+    vm = machine.vmm.create("g1")
     assert errno_of(lambda: vm.setup_memory(64 * GIB, wired=True)) is Errno.ENOMEM
+    vm.setup_memory(2 * GIB, wired=True)
+    shown = machine.kernel.sysctls()
+    assert shown["vm.stats.vm.v_user_wire_count"].value == str(2 * GIB // PAGE)
+    limit = int(shown["vm.max_user_wired"].value) * PAGE
+    other = machine.vmm.create("g2")
+    too_much = (limit - 2 * GIB) // MIB * MIB + 2 * MIB
+    assert errno_of(lambda: other.setup_memory(too_much, wired=True)) is Errno.ENOMEM
+    other.setup_memory(64 * MIB, wired=True)
 
 
 def test_two_guests_cannot_have_one_device_nor_one_guest_have_it_twice() -> None:
