@@ -39,6 +39,8 @@ USAGE, INTERNAL, INTERRUPTED = 2, 70, 130
 
 #: Seconds for a lab to come up; the first time its images are built too.
 UP = 1800
+#: Seconds to switch a host off and on; it then boots for as long as it takes.
+POWER = 180
 #: Seconds for a question to a host that is up.
 ASK = 60
 
@@ -524,6 +526,30 @@ def status(
     else:
         typer.echo("\n".join(f"{name}: {words}" for name, words in text.items()) or nothing)
     return 0 if rows else 1
+
+
+@lab_app.command()
+@_command
+def power(
+    action: Annotated[str, typer.Argument(metavar="state|on|off|cycle")],
+    lab: LabOption,
+    host: Annotated[str, typer.Argument(metavar="[HOST]", help="A host of --lab.")] = "",
+) -> None:
+    """Switch a physical host's power, or tell whether it has any. Asks nobody who uses it."""
+    from hil.lab.load import load
+    from hil.lab.power import power_of
+
+    inventory = load(lab)
+    host = _host(inventory, host)
+    if action not in ("state", "on", "off", "cycle"):
+        raise InventoryError(f"{action!r} is nothing to do with power", hint="state|on|off|cycle")
+    switch = power_of(inventory, host)
+    deadline = Deadline(POWER, f"the power of {host}")
+    if action == "state":
+        typer.echo(switch.state(deadline).value)
+    else:
+        getattr(switch, action)(deadline)
+        typer.echo(f"{host}: {action}: done")
 
 
 @lab_app.command()

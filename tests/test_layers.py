@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 #: From low to high; parts of one row may know one another, and every row knows those above it.
 LAYERS = (
     ("errors", "deadline", "events"),
-    ("pci", "iommu", "transport", "console", "qmp", "journal"),
+    ("pci", "iommu", "transport", "console", "qmp", "journal", "power"),
     ("guests", "platforms", "emulated", "simulated"),
     ("bench", "lab.models"),
     ("probes", "oracles"),

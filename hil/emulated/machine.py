@@ -499,6 +499,17 @@ class EmulatedLab:
         timer.daemon = True
         timer.start()
 
+    def has_power(self, deadline: Deadline) -> bool:
+        """False after :meth:`power_off`, and after the host has switched itself off."""
+        status = self._monitor("query-status", deadline)["status"]
+        return status not in ("prelaunch", "shutdown")
+
+    def power_off(self, deadline: Deadline) -> None:
+        """Stop its processors and forget their state; :meth:`power_cycle` boots it again."""
+        self._drop_ssh()
+        self._monitor("stop", deadline)
+        self._monitor("system_reset", deadline)
+
     def power_cycle(self, deadline: Deadline) -> None:
         """Off and on: returns when the host answers again.  Connections to it are gone."""
         self._drop_ssh()

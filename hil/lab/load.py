@@ -255,6 +255,15 @@ def _is_model(thing: object) -> bool:
     return isinstance(thing, type) and issubclass(thing, BaseModel)
 
 
+#: Keys that a power driver cannot do without.
+_NEEDED = {
+    "none": (),
+    "ipmi": ("address", "user", "password_file"),
+    "redfish": ("address", "user", "password_file"),
+    "labgrid": ("address", "model", "index"),
+}
+
+
 def _contradictions(inventory: Inventory) -> list[Problem]:
     """Mistakes that no single key shows."""
     problems = []
@@ -266,6 +275,11 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
                 "missing; a host of a physical lab is reached at an address, or transport 'local'"
             )
             problems.append(Problem(f"{key}.address", text))
+        if host.power is not None:
+            for missing in _NEEDED[host.power.driver]:
+                if not getattr(host.power, missing):
+                    text = f"missing; the driver {host.power.driver} needs it"
+                    problems.append(Problem(f"{key}.power.{missing}", text))
         if host.shared and host.danger > 1:
             text = "a shared host may run nothing above 1: it would take other runs' host away"
             problems.append(Problem(f"{key}.danger", text, bounded(host.danger)))

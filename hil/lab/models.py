@@ -79,6 +79,12 @@ def _snapshot(value: str) -> str:
     return value
 
 
+def _word(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]*", value):
+        raise ValueError("should be a word of small letters, digits and '_'")
+    return value
+
+
 def _absolute(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("should be an absolute path on the host")
@@ -101,6 +107,30 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class PowerSwitch(_Model):
+    """What switches a host's power when it no longer answers."""
+
+    driver: Literal["none", "ipmi", "redfish", "labgrid"]
+    """``none``: a person; ``ipmi`` and ``redfish``: its management controller; ``labgrid``: an
+    outlet of a power distribution unit, by one of labgrid's drivers."""
+    address: str = Field(default="", max_length=255)
+    """``ipmi``: host name or IP address; ``redfish``: ``https://…``; ``labgrid``: the unit's
+    host name, or for some models a URL."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Empty: the usual one."""
+    user: str = ""
+    password_file: str = ""
+    """Its first line is the password; ``~`` is the home of whoever runs hil."""
+    system: str = ""
+    """``redfish``: path of the system; empty: the only one."""
+    ca_file: str = ""
+    """``redfish``: certificates of authorities to trust; empty: the usual ones."""
+    model: Annotated[str, AfterValidator(_word)] = ""
+    """``labgrid``: as its NetworkPowerPort calls the unit."""
+    index: str = ""
+    """``labgrid``: which outlet."""
+
+
 class Host(_Model):
     """A machine whose devices are passed to guests."""
 
@@ -121,6 +151,8 @@ class Host(_Model):
     danger: int = Field(default=1, ge=0, le=3)
     """Highest danger of the tests it may run: 0 none, 1 may wedge a device, 2 may hang or
     reboot the host, 3 may corrupt its memory (sacrificial hosts only)."""
+    power: PowerSwitch | None = None
+    """What can switch it off and on; empty: a person."""
     shared: bool = False
     """Whether several runs may use it at a time, each with its own devices; then no test of a
     danger above 1 runs on it."""

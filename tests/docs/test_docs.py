@@ -17,7 +17,7 @@ from fixtures.needs import Needs
 from hil import cli
 from hil.errors import HilError, ProductError
 from hil.lab.load import parse
-from hil.lab.models import Device, Host, ImageEntry, LabSection, Match, Peer
+from hil.lab.models import Device, Host, ImageEntry, LabSection, Match, Peer, PowerSwitch
 from hil.pci.config import ConfigSpace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,8 +77,8 @@ def headings(text: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("model", "prefix"),
-    [(LabSection, ""), (Host, ""), (Device, ""), (Match, "match."), (Peer, "peer."),
-     (ImageEntry, "")],
+    [(LabSection, ""), (Host, ""), (PowerSwitch, "power."), (Device, ""), (Match, "match."),
+     (Peer, "peer."), (ImageEntry, "")],
     ids=lambda value: getattr(value, "__name__", value),
 )  # fmt: skip
 def test_every_key_of_the_inventory_is_in_the_owners_guide(model: Any, prefix: str) -> None:
