@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 BROADCAST = b"\xff" * 6
+_HEADER = 14
 _ARP, _IPV4 = b"\x08\x06", b"\x08\x00"
 _ICMP, _ECHO_REPLY, _ECHO_REQUEST = 1, 0, 8
 
@@ -237,6 +238,8 @@ class Stack:
         header = header[:10] + struct.pack("!H", checksum(header)) + header[12:]
         tail = interface.mac + _IPV4 + header + icmp
         neighbour = self._neighbours.get(destination)
+        if any(destination == own.network.broadcast_address for own in interface.addresses):
+            neighbour = BROADCAST
         if neighbour is not None:
             interface.send(neighbour + tail)
             return
@@ -249,6 +252,8 @@ class Stack:
 
     def input(self, interface: Interface, frame: bytes) -> None:
         """A frame for this machine, or for everybody."""
+        if len(frame) < _HEADER:
+            return
         if frame[:6] not in (interface.mac, BROADCAST) and not frame[0] & 1:
             return
         if frame[12:14] == _ARP and len(frame) >= 42:
@@ -289,6 +294,14 @@ class Stack:
         elif kind == _ECHO_REPLY and (identifier, sequence) in self._echoes:
             answer = EchoReply(str(source), packet[8], icmp[8:])
             self._echoes[identifier, sequence].answer(answer)
+
+    def set_neighbour(self, address: ipaddress.IPv4Address, mac: bytes) -> None:
+        """``arp -S``."""
+        self._neighbours[address] = mac
+
+    def forget_neighbour(self, address: ipaddress.IPv4Address) -> None:
+        """``arp -d``."""
+        self._neighbours.pop(address, None)
 
     def forget_neighbours(self) -> None:
         """Empty the ARP table."""

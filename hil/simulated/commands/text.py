@@ -48,13 +48,17 @@ def chunks(process: Process, file: OpenFile) -> Iterator[bytes]:
 
 def lines(process: Process, file: OpenFile) -> Iterator[bytes]:
     """Lines with their newlines; the last may be without."""
-    rest = b""
+    rest: list[bytes] = []
     for piece in chunks(process, file):
-        *whole, rest = (rest + piece).split(b"\n")
+        if b"\n" not in piece:  # binary data may be one line of any length
+            rest.append(piece)
+            continue
+        *whole, last = b"".join([*rest, piece]).split(b"\n")
+        rest = [last]
         for line in whole:
             yield line + b"\n"
-    if rest:
-        yield rest
+    if any(rest):
+        yield b"".join(rest)
 
 
 def _contents(process: Process, names: list[str]) -> bytes:
@@ -247,8 +251,15 @@ def grep(process: Process) -> int:
     after = int(option.get("A", option.get("C", 0)))
     before = int(option.get("B", option.get("C", 0)))
     hits = 0
+    if {"b", "o"} <= option.keys() and fixed and len(patterns) == 1:
+        for _, file in opened(process, words):
+            hits += _offsets(process, file, patterns[0].encode("utf-8", "surrogateescape"))
+        return 0 if hits else 1
     for name, file in opened(process, words):
         shown = name if (len(words) > 1 and "h" not in option) or "H" in option else ""
+        if fixed and {"o", "b"} <= option.keys() and len(patterns) == 1:
+            hits += _places(process, file, patterns[0].encode(), shown)
+            continue
         hits += _grep_file(process, file, option, matches, shown, before, after)
         if hits and "q" in option:
             raise Exit(0)
@@ -257,6 +268,37 @@ def grep(process: Process) -> int:
     if had_errors(process):
         return 2 if not (hits and "q" in option) else 0
     return 0 if hits else 1
+
+
+def _offsets(process: Process, file: OpenFile, text: bytes) -> int:
+    """``grep -b -o -F``: where ``text`` stands, by bytes from the start; how often."""
+    held, start, hits = b"", 0, 0
+    while piece := file.stream.read(process, PIPE_SIZE):
+        held += piece
+        at = held.find(text)
+        while at >= 0:
+            process.out(b"%d:%s\n" % (start + at, text))
+            hits += 1
+            at = held.find(text, at + len(text))
+        kept = held[-(len(text) - 1) :] if len(text) > 1 else b""
+        start, held = start + len(held) - len(kept), kept
+    return hits
+
+
+def _places(process: Process, file: OpenFile, text: bytes, name: str) -> int:
+    """``-F -o -b``: each match with its offset, in lines of any length."""
+    prefix = f"{name}:".encode() if name else b""
+    hits, end, tail = 0, 0, b""
+    for piece in chunks(process, file):
+        data, start = tail + piece, end - len(tail)
+        at = data.find(text)
+        while at >= 0:
+            hits += 1
+            process.out(prefix + f"{start + at}:".encode() + text + b"\n")
+            at = data.find(text, at + len(text))
+        end += len(piece)
+        tail = data[len(data) - len(text) + 1 :] if len(text) > 1 else b""
+    return hits
 
 
 def _grep_file(
