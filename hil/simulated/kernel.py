@@ -353,8 +353,6 @@ class Kernel:
         for device in self.bus.scan(0):
             self.bus.try_to_attach(device)
         self._silent = False
-        if not self.dmesg:
-            self.log(f"FreeBSD {self.machine.spec.release.name}")
 
     def log(self, line: str) -> None:
         """A line of the message buffer."""

@@ -27,6 +27,8 @@ CAP, VERSION, INTMS, INTMC, CC, CSTS, AQA, ASQ, ACQ = (
 DOORBELLS = 0x1000
 ENABLE, READY, FATAL, SHUTDOWN, SHUTDOWN_DONE = 1, 1, 2, 0xC000, 0x8
 BLOCK = 512
+#: Most PRP lists of one command; a list that leads to itself ends there.
+_MOST_LISTS = 64
 #: Opcodes: admin, then NVM.
 DELETE_SQ, CREATE_SQ, DELETE_CQ, CREATE_CQ, IDENTIFY, SET_FEATURES, GET_FEATURES, EVENT_REQUEST = (
     0x00,
@@ -171,7 +173,9 @@ class Nvme(PciFunction):
     def _complete(
         self, number: int, queue: _Submission, command: bytes, status: int, result: int
     ) -> int | None:
-        completion = self._completions[queue.completion]
+        completion = self._completions.get(queue.completion)
+        if completion is None:
+            raise DmaAborted("the completion queue is gone")
         (identity,) = struct.unpack_from("<H", command, 2)
         entry = struct.pack(
             "<IIHHHH", result, 0, queue.head, number, identity, status << 1 | completion.phase
@@ -267,17 +271,20 @@ class Nvme(PciFunction):
         length -= size
         if length <= PAGE:
             return [*pieces, (second, length)] if length else pieces
-        while length:
+        second &= ~7
+        for _ in range(_MOST_LISTS):
+            if not length:
+                return pieces
             count = min(PAGE - second % PAGE, 8 * -(-length // PAGE)) // 8
             entries = list(struct.unpack(f"<{count}Q", self.dma_read(second, 8 * count)))
             more = count * PAGE < length
             if more:  # the last entry of a full page leads to the next list
-                second = entries.pop()
+                second = entries.pop() & ~7
             for entry in entries:
                 size = min(length, PAGE)
                 pieces.append((entry, size))
                 length -= size
-        return pieces
+        raise DmaAborted("PRP lists that lead nowhere")
 
     def _scatter(self, command: bytes, data: bytes) -> None:
         position = 0
