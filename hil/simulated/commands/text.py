@@ -186,7 +186,8 @@ def regex(text: str, *, extended: bool, ignore_case: bool = False) -> re.Pattern
             else:
                 pieces.append(following)
         elif c == "[":
-            end = at + 1 if text[at : at + 1] != "^" else at + 2
+            end = at if text[at : at + 1] != "^" else at + 1
+            end += text.startswith("]", end)  # first, it stands for itself
             while end < len(text) and text[end] != "]":
                 closing = text.find(":]", end) if text.startswith("[:", end) else -1
                 end = closing + 2 if closing >= 0 else end + 1
