@@ -39,7 +39,7 @@ if held "$1"; then echo "a guest holds $1" >&2; exit 1; fi
 echo > "$d/driver_override" || exit
 [ "$now" != vfio-pci ] || echo "$1" > "$d/driver/unbind" || exit
 [ "$2" != none ] || exit 0
-[ -e "$d/driver" ] || echo "$1" > /sys/bus/pci/drivers_probe
+[ -n "$(driver)" ] || echo "$1" > /sys/bus/pci/drivers_probe
 now=$(driver)
 [ "$now" = "$2" ] || {{ echo "bound to ${{now:-no driver}}, not to $2" >&2; exit 1; }}
 """,

@@ -106,6 +106,53 @@ def test_reserve_and_return(host: LinuxVfio, sysfs: Sysfs) -> None:
     assert drivers(sysfs) == before
 
 
+def test_each_function_taken_stands_in_the_journal_until_it_is_returned(
+    host: LinuxVfio, sysfs: Sysfs
+) -> None:
+    reservation = host.reserve([NIC, SIBLING], soon())
+    found = [(e.undo.kind, e.undo.arguments, e.guard) for e in host.journal.outstanding]
+    assert found == [
+        ("driver", (str(NIC), "igb"), "0000:01:00"),
+        ("driver", (str(SIBLING), "igb"), "0000:01:00"),
+    ]
+    sysfs.stubborn.add((str(NIC), "igb"))
+    with pytest.raises(ProductError):
+        host.give_back(reservation, soon())
+    assert [e.undo.arguments[0] for e in host.journal.outstanding] == [str(NIC)]
+    sysfs.stubborn.clear()
+    host.give_back(reservation, soon())
+    assert host.journal.outstanding == ()
+
+
+def test_who_had_a_function_before_a_run_that_left_no_journal_is_not_made_up(
+    host: LinuxVfio, sysfs: Sysfs
+) -> None:
+    sysfs.functions[str(DISK)].driver = "vfio-pci"
+    host.reserve([DISK], soon())
+    assert host.journal.outstanding == ()
+
+
+def test_vfs_stand_in_the_journal_and_their_drivers_go_with_the_card_of_their_pf(
+    host: LinuxVfio, sysfs: Sysfs
+) -> None:
+    vfs = host.create_vfs(NIC, 2, soon())
+    sysfs.functions[str(vfs[0])].group = "20"
+    sysfs.natural[str(vfs[0])] = sysfs.functions[str(vfs[0])].driver
+    reservation = host.reserve([vfs[0]], soon())
+    found = [(e.undo.kind, e.undo.arguments[0], e.guard) for e in host.journal.outstanding]
+    assert found == [("vfs", str(NIC), "0000:01:00"), ("driver", str(vfs[0]), "0000:01:00")]
+    host.give_back(reservation, soon())
+    host.remove_vfs(NIC, soon())
+    assert host.journal.outstanding == ()
+
+
+def test_vfs_that_were_not_all_made_are_taken_away_again(host: LinuxVfio, sysfs: Sysfs) -> None:
+    sysfs.vf_limit = 1
+    with pytest.raises(ProductError, match="did not make 2 VFs"):
+        host.create_vfs(NIC, 2, soon())
+    assert host.journal.outstanding == ()
+
+
 def test_a_function_without_a_driver_is_returned_to_none(host: LinuxVfio, sysfs: Sysfs) -> None:
     reservation = host.reserve([ALONE], soon())
     assert reservation.previous_drivers == {ALONE: None}
