@@ -185,7 +185,9 @@ _STATUS_OVERFLOW, _STATUS_INTERRUPT, _STATUS_COMPLETION = 1, 2, 4
 #: What QEMU's amd-iommu says, and the recorded host printed.
 EXTENDED_FEATURES = 0x29D3
 IO_PAGE_FAULT = 2
-_FLAG_PRESENT, _FLAG_WRITE = 1 << 4, 1 << 5
+#: Flags of a page fault (AMD 2.5.3): the refusing entry is present, a write, no permission.
+_FLAG_PRESENT, _FLAG_WRITE, _FLAG_PERMISSION = 1 << 4, 1 << 5, 1 << 6
+_DENIED = _FLAG_PRESENT | _FLAG_PERMISSION
 #: Registers take this much address space (AMD 3.4).
 AMD_WINDOW = 4 * PAGE
 
@@ -288,30 +290,37 @@ class AmdUnit:
         if not low & 1:
             return address
         needed = 1 << 62 if write else 1 << 61
-        outcome = self._walk(low, address, needed) if low & 2 and low & needed else None
-        if outcome is None:
-            present = _FLAG_PRESENT if low & 2 else 0
-            self._log(requester_id, high, address, write, present)
+        physical, flags = self._walk(low, address, needed)
+        if physical is None:
+            self._log(requester_id, high, address, write, flags)
             raise DmaAborted(f"IO_PAGE_FAULT at {address:#x}")
-        return outcome
+        return physical
 
-    def _walk(self, entry: int, address: int, needed: int) -> int | None:
+    def _walk(self, entry: int, address: int, needed: int) -> tuple[int | None, int]:
+        """Where an address leads, or ``None`` and the flags of the fault."""
+        if not entry & 2:
+            return None, 0
+        if not entry & needed:
+            return None, _DENIED
         level = entry >> 9 & 7
         if level == 0:
-            return address
+            return address, 0
         if level < 6 and address >> 12 + 9 * level:
-            return None
+            return None, 0
         table = entry & _ADDRESS
         while True:
             shift = 12 + 9 * (level - 1)
             value = self._memory.load(table + 8 * (address >> shift & 0x1FF))
-            if not value & 1 or not value & needed:
-                return None
+            if not value & 1:
+                return None, 0
+            if not value & needed:
+                return None, _DENIED
             below = value >> 9 & 7
             if below == 0:
-                return value & _ADDRESS & ~((1 << shift) - 1) | address & ((1 << shift) - 1)
+                inside = (1 << shift) - 1
+                return value & _ADDRESS & ~inside | address & inside, 0
             if below >= level:
-                return None
+                return None, _FLAG_PRESENT
             level = below
             table = value & _ADDRESS
 

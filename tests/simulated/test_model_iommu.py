@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hil.iommu.amdvi_log import EventCode
+from hil.iommu.amdvi_log import event_of
 from hil.iommu.faults import parse_fault_log
 from hil.iommu.host import host_faults
-from hil.iommu.tables import Translation
+from hil.iommu.registers import IvhdRegisters
+from hil.iommu.tables import Translation, TranslationFault
 from hil.simulated.devices import Edu
 from hil.simulated.errno import SimError
 from hil.simulated.machine import Machine
@@ -175,20 +176,40 @@ def test_dma_outside_the_guest_is_recorded_and_harms_nobody(
         assert machine.kernel.sysctls()["dev.ivhd.0.event_intr_count"].value == "1"
 
 
-def test_amd_event_log_entries_are_what_the_specification_says() -> None:
+@pytest.mark.parametrize("entry", ["as it is", "not translated", "not writable", "page read-only"])
+def test_amd_event_log_entries_are_what_the_specification_says(entry: str) -> None:
     machine = Machine(lab("15.0", "amd"))
     reserve(machine, "edu0")
     guest = Guest(machine)
-    port = guest.take("edu0")
-    edu_copy(port, Edu.BUFFER, 1 << 33, 16, 2)
-    from hil.iommu.registers import IvhdRegisters
-
+    guest.take("edu0")
+    edu = machine.function_named("edu0")
+    edu.config_write(COMMAND, 2, edu.command | BUS_MASTER)
+    rid = edu.requester_id
     unit = machine.units.units[0]
-    events = IvhdRegisters.read(machine.memory, unit.base).events(machine.memory)
-    rid = machine.function_named("edu0").requester_id
-    assert [(e.code, e.requester_id, e.address) for e in events] == [
-        (EventCode.IO_PAGE_FAULT, rid, 1 << 33)
-    ]
+    memory = machine.memory
+    device_table = memory.load(unit.base) & ~0xFFF
+    at = device_table + 32 * rid
+    clear = {"not translated": 1 << 1, "not writable": 1 << 62}.get(entry, 0)
+    memory.store(at, memory.load(at) & ~clear)
+    address = 1 << 33
+    if entry == "page read-only":
+        address = DMA_START
+        table = memory.load(at) & ((1 << 52) - PAGE)
+        for level in (4, 3, 2):
+            table = memory.load(table + 8 * (address >> 12 + 9 * (level - 1) & 0x1FF))
+            table &= (1 << 52) - PAGE
+        page = table + 8 * (address >> 12 & 0x1FF)
+        memory.store(page, memory.load(page) & ~(1 << 62))
+    with pytest.raises(DmaAborted):
+        edu.dma_write(address, b"x")
+    held = tables(machine).entry(rid)
+    fault = tables(machine).translate(rid, address, True)
+    assert held is not None
+    assert isinstance(fault, TranslationFault)
+    expected = event_of(fault, rid, domain=held.domain, address=address, write=True)
+    assert expected is not None
+    events = IvhdRegisters.read(memory, unit.base).events(memory)
+    assert [event.pack() for event in events] == [expected.pack()]
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
