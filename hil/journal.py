@@ -201,6 +201,13 @@ status=$?
 exit "$status"
 """
 
+# $1 the file that shows that the run still has its leases; then the command.
+_ALONE = r"""
+[ -s "$1" ] || { echo 'hil: the journal: the leases of this run have lapsed' >&2; exit 113; }
+shift
+exec "$@"
+"""
+
 # $1 the entry's file, $2 its kind's script, then the arguments.  Without the file, somebody
 # else has undone it, or it was never begun.
 _UNDO = r"""
@@ -392,6 +399,10 @@ def undo(
     return True
 
 
+def _refused(result: Result) -> bool:
+    return result.status == _REFUSED and "hil: the journal: " in result.stderr
+
+
 def _is_entry(entry: Entry) -> bool:
     return bool(re.fullmatch(r"[\w-]+", entry.run) and re.fullmatch(r"[0-9]+", entry.name))
 
@@ -457,13 +468,13 @@ class Journal:
 
         def act(record: Mapping[str, str]) -> Result:
             words = ["sh", "-c", script, "hil", *record.values(), *command]
-            return self.run_alone(words, deadline=deadline, stdin=stdin)
+            return self._run_locked(words, deadline, stdin)
 
         entry, result = self.change_by(undo, act, guard=guard)
-        if result.status == _REFUSED and "hil: the journal: " in result.stderr:
+        if _refused(result):
             with self._lock:
                 self._outstanding.pop(entry.name)
-            raise self.refused(result.stderr)
+            raise self._refusal(result)
         return entry, result
 
     def run_alone(
@@ -472,7 +483,18 @@ class Journal:
         """Run a command that undoes a change by other means than :meth:`undo`.
 
         A command outlives a run that is killed; who recovers waits for the end of this one.
+
+        Raises:
+            LabError: the leases are lost: it was not run.
         """
+        if self.lease:
+            command = ["sh", "-c", _ALONE, "hil", self.lease, *command]
+        result = self._run_locked(command, deadline, stdin)
+        if self.lease and _refused(result):
+            raise self._refusal(result)
+        return result
+
+    def _run_locked(self, command: Sequence[str], deadline: Deadline, stdin: bytes) -> Result:
         if self.lease:
             seconds = str(int(min(deadline.remaining, 3600)) + 1)
             command = [*self._dialect.lock, seconds, f"{self.lease}.busy", *command]
@@ -506,12 +528,12 @@ class Journal:
             self._undone = [one for one in self._undone if one not in old]
         return entry, answer
 
-    def refused(self, seen: str) -> LabError:
+    def _refusal(self, result: Result) -> LabError:
         """The error for a host on which nothing could be recorded, so nothing was changed."""
         return LabError(
             f"nothing is changed on {self._transport.name}: its journal took no entry",
             host=self._transport.name,
-            seen=seen,
+            seen=result.stderr,
             hint=f"is {self._folder} on a disk with room, and is the connection the run's own?",
         )
 
