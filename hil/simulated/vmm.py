@@ -17,7 +17,7 @@ from hil.simulated.machine import Machine, locked
 from hil.simulated.memory import GIB, PAGE, SUPERPAGE, OutOfMemory
 from hil.simulated.newbus import Attached, Device, Driver
 from hil.simulated.panic import HostPanic
-from hil.simulated.pci import BUS_MASTER, COMMAND, MEMORY_DECODE, PciFunction
+from hil.simulated.pci import BUS_MASTER, COMMAND, IO_DECODE, MEMORY_DECODE, PciFunction
 from hil.simulated.remapping import AmdDriver, Domain, IommuDriver, Remapping, VtdDriver
 
 if TYPE_CHECKING:
@@ -545,6 +545,10 @@ class Vmm:
         return len(self._ppts)
 
     @property
+    def _fault_names(self) -> set[str]:
+        return {fault.name for fault in self.machine.faults.active}
+
+    @property
     def _idle_in_host_domain(self) -> bool:
         return (
             self.machine.spec.release.idle_in_host_domain
@@ -613,7 +617,13 @@ class Vmm:
             ):
                 raise
             ppt = ppt_taken
-        self._reset(ppt.device.function)
+        device = ppt.device.function
+        self._reset(device)
+        if not {"10-bogus-command-register", "11-msix-bar-busy"} & self._fault_names:
+            bars = {bar.memory for bar in device.bars}
+            enables = (MEMORY_DECODE if True in bars else 0) | (IO_DECODE if False in bars else 0)
+            command = device.config_read(COMMAND, 2)
+            device.config_write(COMMAND, 2, command | enables | BUS_MASTER)
         ppt.owner = vm
         if self._idle_in_host_domain:
             self.remapping.take_from_host(ppt.device.function.requester_id)
@@ -622,6 +632,8 @@ class Vmm:
         """ppt_unassign_device()."""
         ppt = self.find(vm, bus, slot, function)
         device = ppt.device.function
+        command = device.config_read(COMMAND, 2)
+        device.config_write(COMMAND, 2, command & ~(IO_DECODE | MEMORY_DECODE | BUS_MASTER))
         self._reset(device)
         ppt.mappings.clear()
         self.teardown_msi(ppt)
@@ -631,11 +643,6 @@ class Vmm:
         ppt.owner = None
         if self._idle_in_host_domain:
             self.remapping.give_to_host(device.requester_id)
-        command = device.config_read(COMMAND, 2)
-        if "11-msix-bar-busy" in self.machine.faults:
-            device.config_write(COMMAND, 2, command & ~MEMORY_DECODE)
-        if "10-bogus-command-register" in self.machine.faults:
-            device.config_write(COMMAND, 2, command & ~(BUS_MASTER | MEMORY_DECODE))
 
     def _reset(self, function: PciFunction) -> None:
         if "6-no-flr" not in self.machine.faults:

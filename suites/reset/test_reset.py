@@ -150,6 +150,6 @@ def test_control_a_device_whose_state_no_reset_clears_is_seen(
     guests.release(device)
     device.reserve()
     mark = reset.plant(device)
-    reset.timed_reset(device)
+    guests.prepare(device).destroy()
     with pytest.raises(ProductError, match="survived the reset"):
         reset.check_gone(device, mark)

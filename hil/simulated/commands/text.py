@@ -691,7 +691,8 @@ def od(process: Process) -> int:
             int.from_bytes(row[i : i + width].ljust(width, b"\0"), "little")
             for i in range(0, len(row), width)
         ]
-        shown = "".join(f"  {value:0{columns.get(letter, 3)}{letter}}" for value in values)
+        form = f"{columns['u']}d" if letter == "u" else f"0{columns.get(letter, 3)}{letter}"
+        shown = "".join(f"  {value:{form}}" for value in values)
         process.out(("" if option.get("A") == "n" else f"{at:07o}") + shown + "\n")
     if option.get("A") != "n":
         process.out(f"{len(data):07o}\n")
