@@ -16,6 +16,7 @@ from hil.simulated.guest_image import GuestImage
 from hil.simulated.guest_network import GuestNetworks
 from hil.simulated.kernel import Sysctl
 from hil.simulated.machine import Machine
+from hil.simulated.panic import HostPanic
 from hil.simulated.process import Command, Process, Stream, System
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class HostSystem(System):
     def _set_sysctl(self, name: str, value: str) -> None:
         if name in ("debug.kdb.panic", "debug.kdb.enter"):
             self.host.panicked("kdb_sysctl_panic")
+            raise HostPanic("kdb_sysctl_panic")
         self._values[name] = value
 
     def restart(self) -> None:

@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 from hil.simulated.errno import Errno, SimError
+from hil.simulated.panic import HostPanic
 
 if TYPE_CHECKING:
     from hil.simulated.files import Files
@@ -224,6 +225,8 @@ class Process:
         """Act on signals that have come. Long work calls it now and then."""
         if self.status is not None:
             raise Killed(self.status - 128)
+        if self.system.stands:
+            self.system.stand()
         while self._pending:
             number = self._pending.pop(0)
             handler = self.handlers.get(number)
@@ -349,6 +352,11 @@ def execute(process: Process, body: Command) -> int:
         with contextlib.suppress(SimError, Killed):
             process.complain(error.text)
         status = 1
+    except HostPanic:
+        # The kernel is gone under it: it neither ends nor goes on until the machine is reset.
+        with contextlib.suppress(Killed):
+            process.system.panicked()
+        status = 128 + SIGKILL
     except BaseException:
         process.end(255)
         raise
@@ -392,6 +400,11 @@ class System:
         self.set_sysctl: Callable[[str, str], None] = lambda _name, _value: None
         self.processes: dict[int, Process] = {}
         self.booted = time.time()
+        #: Whether its kernel has panicked: nothing runs, nothing answers.
+        self.stands = False
+        #: Called when it does.
+        self.on_panic: list[Callable[[], None]] = []
+        self._power = threading.Condition()
         self._pids = itertools.count(700)
 
     @property
@@ -429,8 +442,25 @@ class System:
         self.processes[process.pid] = process
         return process
 
+    def panicked(self) -> None:
+        """The kernel stands at ``db>``. Does not return before the machine is reset."""
+        if not self.stands:
+            self.stands = True
+            for tell in self.on_panic:
+                tell()
+        self.stand()
+
+    def stand(self) -> NoReturn:
+        """Stand still, as every thread of a machine whose kernel has panicked, until a reset."""
+        with self._power:
+            self._power.wait_for(lambda: not self.stands)
+        raise Killed(SIGKILL)
+
     def kill_all(self) -> None:
         """End every process: the machine goes down."""
+        with self._power:
+            self.stands = False
+            self._power.notify_all()
         for process in list(self.processes.values()):
             process.signal(SIGKILL)
 

@@ -61,6 +61,7 @@ class SshServer:
         self._authorized = asyncssh.import_authorized_keys("\n".join(authorized))
         self._connections: set[asyncssh.SSHServerConnection] = set()
         self._acceptor: asyncssh.SSHAcceptor | None = None
+        system.on_panic.append(self.freeze)
 
     @property
     def host_key(self) -> str:
@@ -76,6 +77,20 @@ class SshServer:
         """Stop listening and cut every connection without a word, as a host that goes down."""
         if self.port:
             _call(self._end())
+
+    def freeze(self) -> None:
+        """Answer nothing any more, as a host at ``db>``: connections stay, and stay silent."""
+
+        def stop() -> None:
+            for connection in self._connections:
+                transport = connection._transport  # noqa: SLF001 - no other way
+                if transport is not None:
+                    transport.pause_reading()
+            for listening in self._acceptor.sockets if self._acceptor else ():
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+
+        if _loop is not None:
+            _loop.call_soon_threadsafe(stop)
 
     async def _listen(self, port: int) -> None:
         self._acceptor = await asyncssh.listen(
