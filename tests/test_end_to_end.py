@@ -20,16 +20,17 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_run_of_some_suites_leaves_a_report(tmp_path: Path) -> None:
     ended = run(tmp_path, "preflight", "dma", "--", "-k", "edu0 or PF1 or iommu")
-    # A guest under nested software emulation dies by itself now and then: that must be told as
-    # the guest's fault (status 3), and is the only thing that may go wrong here.
-    assert ended.returncode in (0, 3), ended.stdout + ended.stderr
+    # Under nested software emulation a guest dies by itself now and then, or its host does: that
+    # must be told as what it is (status 3 or 1), and is the only thing that may go wrong here.
+    assert ended.returncode in (0, 1, 3), ended.stdout + ended.stderr
     assert "emulated (emulated: the hardware was QEMU's)" in ended.stdout
     folder = (tmp_path / "latest").resolve()
     assert str(folder / "report.html") in ended.stdout.replace("\n", "")
     outcomes = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]
     assert len(outcomes) > 10
     others = [outcome for outcome in outcomes if outcome["status"] != "passed"]
-    assert [outcome for outcome in others if outcome["fault"] != "guest"] == []
+    for outcome in others:
+        assert outcome["fault"] == "guest" or outcome["reason"].startswith("host host died: ")
     assert len(others) <= 1, others
     assert {outcome["provenance"] for outcome in outcomes} == {"emulated"}
     assert (folder / "junit.xml").stat().st_size > 1000

@@ -70,6 +70,15 @@ def test_a_test_that_no_device_satisfies_is_skipped_once_with_its_reason(
     assert reason[:60] in ran.text
 
 
+def test_a_test_about_another_platform_is_left_out_and_counted(run_hil: RunHil) -> None:
+    ran = run_hil(
+        one("platform=['freebsd-bhyve', 'illumos-bhyve']")
+        + one("platform=['freebsd-bhyve', 'linux-vfio'], device='edu'").replace("test_a", "test_b")
+    )
+    assert ran.statuses == {"test_b[edu0]": "passed"}
+    assert "4 deselected" in ran.text
+
+
 def test_a_need_is_checked_without_the_argument_too(run_hil: RunHil) -> None:
     ran = run_hil(one("device='gpu'", argument=""))
     assert ran.statuses == {"test_a": "skipped"}

@@ -1,0 +1,94 @@
+"""Guests that misbehave, in the emulated lab: what becomes of those who deal with them?"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from hil.bench import Bench
+from hil.console.log import MEMORY_LIMIT
+from hil.deadline import Deadline, poll
+from hil.errors import GuestError, HilError
+from hil.guests.guest import Guest, GuestState
+from hil.guests.os import guest_os
+from hil.lab.assemble import bench_of
+from hil.lab.live import open_lab
+from hil.lab.load import load
+from hil.platforms.contract import GuestSpec
+
+pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("lab")]
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    deadline = Deadline(900, "the lab")
+    with open_lab(load("emulated"), deadline) as live:
+        made = bench_of(live, deadline)
+        yield made
+        made.guests.close()
+
+
+@pytest.fixture
+def guest(bench: Bench) -> Iterator[Guest]:
+    made = bench.guests.fresh(host=bench.host)
+    yield made
+    made.destroy()
+
+
+@contextlib.contextmanager
+def printing(guest: Guest, command: str) -> Iterator[None]:
+    """The guest prints on its console without end while the block runs."""
+    before = guest.console.log.end
+    guest.run(["sh", "-c", f"{command} >/dev/ttyS0 2>&1 </dev/null & echo $! >/run/flood"]).check()
+    limit = guest.limit(60, "the flood")
+    poll(lambda: guest.console.log.end > before + 10_000, limit)
+    yield
+    guest.run(["sh", "-c", "kill $(cat /run/flood)"]).check()
+
+
+@pytest.mark.parametrize("command", ["yes it never ends", "cat /dev/urandom"])
+def test_a_guest_that_floods_its_console_can_be_worked_with_and_ended(
+    guest: Guest, command: str
+) -> None:
+    with printing(guest, command):
+        assert guest.run(["echo", "here"]).check().stdout == "here\n"
+        # Whatever becomes of a command on that console, it ends, and in words.
+        with contextlib.suppress(HilError):
+            guest.console.run("echo through", guest.limit(5, "a command"))
+        assert guest.console.log.end - len(guest.console.log.text()) < MEMORY_LIMIT
+        assert guest.console.log.tail(5)
+    guest.destroy()
+    assert guest.state is GuestState.DESTROYED
+
+
+def test_a_guest_that_never_boots_is_told_with_its_last_lines(bench: Bench) -> None:
+    spec = GuestSpec("stuck", bench.guests.image, arguments=("root=/dev/nowhere",))
+    machine = bench.host.platform.create_guest(spec, bench.host.limit(60, "the guest"))
+    # A pace of one: its boot may take as long as on hardware.
+    guest = Guest(machine, guest_os("linux"))
+    try:
+        with pytest.raises(GuestError, match="never came to its log-in prompt") as caught:
+            guest.boot()
+    finally:
+        guest.destroy()
+    assert any("no root disk /dev/nowhere" in line for line in caught.value.console)
+    assert "stuck" not in bench.host.platform.guests(bench.host.limit(20, "the guests"))
+
+
+@pytest.mark.parametrize(
+    "noise", ["\\377\\000garbage\\n", "0000:00:00.0 what is this\\n", "%9999d\\n"]
+)
+def test_a_guest_that_answers_garbage_is_blamed_with_what_it_said(guest: Guest, noise: str) -> None:
+    # Its shell's readlink and read serve the list of functions.
+    script = (
+        f"cd /run && printf '#!/bin/sh\\nprintf \"{noise}\"\\n' >liar && chmod 755 liar &&"
+        " mount --bind liar $(command -v readlink)"
+    )
+    guest.run(["sh", "-c", script]).check()
+    with pytest.raises(GuestError, match="in no known form") as caught:
+        guest.functions()
+    assert len(caught.value.seen) <= 300
+    assert re.fullmatch(r"[^\x00-\x08]*", caught.value.explain()), "fit to be shown"
