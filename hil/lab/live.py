@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hil.deadline import Deadline
-from hil.errors import LabError
 from hil.guests.images import GuestImage, Loader
 from hil.journal import run_lock
 from hil.lab.check import check_against
