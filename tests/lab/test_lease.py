@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from hil.deadline import poll
 from hil.errors import LabError
-from hil.journal import Dialect, run_lock
+from hil.journal import FREEBSD, Dialect, Journal, read, run_lock
 from hil.lab.lease import Holder, Lease, Leases, cards, look, parse
 from hil.pci.address import Address
 from hil.platforms.contract import Function
@@ -189,6 +190,39 @@ def test_a_host_that_cannot_lock_says_what_it_needs(tmp_path: Path) -> None:
         take(HERE, places.dialect(tmp_path), ["a"])
     assert "leases" in caught.value.seen
     assert "flock(1)" in caught.value.hint
+
+
+#: lockf(1) and fsync(1) of FreeBSD, on a Linux; they refuse what the real ones do not take.
+LOCKF = r"""#!/bin/sh
+[ "$1 $2 $3" = "-k -s -t" ] && [ "$4" -ge 0 ] && [ $# -ge 6 ] || exit 64
+shift 3
+exec flock -E 75 -w "$@"
+"""
+FSYNC = """#!/bin/sh
+[ $# -ge 1 ] || exit 64
+exec sync "$@"
+"""
+
+
+def test_freebsd_s_own_tools_serve_as_well(
+    tmp_path: Path, dialect: Dialect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, script in (("lockf", LOCKF), ("fsync", FSYNC)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    dialect = replace(FREEBSD, leases=dialect.leases, journal=dialect.journal)
+    journal = Journal(HERE, dialect, places.KINDS)
+    leases = take(HERE, dialect, ["a"], run=journal.run)
+    journal.lease = run_lock(dialect, journal.run)
+    with pytest.raises(LabError, match="a of lab1: waited"):
+        take(HERE, dialect, ["a"], 0.3)
+    journal.change(*places.change(tmp_path / "made"), deadline=soon())
+    assert [entry.made for entry in read(HERE, dialect, soon()).entries] == [True]
+    journal.close(soon())
+    assert not (tmp_path / "made").exists()
+    leases.close()
+    take(HERE, dialect, ["a"], 60).close()
 
 
 def test_two_that_want_the_same_never_wait_for_each_other(dialect: Dialect) -> None:
