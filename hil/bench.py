@@ -331,7 +331,7 @@ class GuestPool:
 
     def _is_well(self, guest: Guest) -> bool:
         """Ready, silent about trouble, and its shell answers; else it is destroyed."""
-        if guest.state is GuestState.READY:
+        if guest.state is GuestState.READY and not guest.console.log.notices:
             try:
                 guest.run(["true"], seconds=10).check()
             except HilError:

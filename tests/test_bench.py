@@ -13,7 +13,7 @@ from hil.lab.models import LabKind
 from hil.pci.address import Address
 from hil.platforms.contract import Feature, MachineState, Reservation
 from tests.console.streams import ScriptedStream
-from tests.fakes import DISK, NIC, FakeOS, FakePlatform, FakeTransport, function
+from tests.fakes import DISK, NIC, FakeOS, FakePlatform, FakeTransport, function, soon
 
 
 class Lab:
@@ -86,6 +86,15 @@ def test_a_guest_dropped_or_unwell_is_not_shared_again(lab: Lab) -> None:
     third = lab.guests.shared(lab.nic)
     assert third is not second
     assert machine.at is MachineState.DESTROYED
+
+
+def test_a_guest_whose_kernel_complained_is_not_shared_again(lab: Lab) -> None:
+    first = lab.guests.shared(lab.nic)
+    first.console.run(
+        "printf '[   61.000000] watchdog: BUG: soft lockup - CPU#0 stuck for 22s!\\r\\n'", soon()
+    )
+    assert first.console.log.notices
+    assert lab.guests.shared(lab.nic) is not first
 
 
 def test_a_guest_that_does_not_boot_is_destroyed(lab: Lab) -> None:
