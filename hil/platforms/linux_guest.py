@@ -49,8 +49,10 @@ kill -9 "$keeper" 2>/dev/null
 exit 0
 """
 
-# Whichever the host has; perl is part of every Debian base system.
+# QEMU makes its sockets a moment after its start; its keeper removes the directory at its end.
+# What relays is whichever the host has.
 _RELAY = r"""
+until [ -S "$1" ]; do [ -d "${1%/*}" ] || exit 1; sleep 0.02; done
 if command -v socat >/dev/null; then exec socat - "UNIX-CONNECT:$1"; fi
 if command -v python3 >/dev/null; then exec python3 -c '
 import os, socket, sys, threading
@@ -109,14 +111,14 @@ class QemuMachine:
         Raises:
             ProductError: QEMU ended by itself, with what it wrote.
         """
+        script = 'umask 077; mkdir -p "$1" && cat > "$1/host_key"'
         self._entry, result = self._journal.change(
             Undo(linux_undo.GUEST.name, (self._directory,)),
-            ["mkdir", "-p", "-m", "700", self._directory],
+            ["sh", "-c", script, "hil", self._directory],
             deadline=deadline,
+            stdin=self._host_key.private.encode("ascii"),
         )
         result.check()
-        private = self._host_key.private.encode("ascii")
-        self._transport.put(private, f"{self._directory}/host_key", deadline=deadline, mode=0o600)
         command = ["sh", "-c", _KEEPER, "hil", self._directory, *self.command()]
         self._keeper = self._transport.open_stream(command, deadline=deadline)
         self._output = ConsoleLog(f"{self.spec.name} qemu", self._keeper)
@@ -128,15 +130,10 @@ class QemuMachine:
         events.emit(events.PhaseReached(self.spec.name, "created"))
 
     def _open_monitor(self, deadline: Deadline) -> Monitor:
-        poll(
-            lambda: self._ended() is not None or self._has_monitor(deadline),
-            deadline.within(60, f"QEMU of guest {self.spec.name}"),
-            last_seen=self.failure,
-        )
+        limit = deadline.within(60, f"QEMU of guest {self.spec.name}")
         try:
-            if self._ended() is None:
-                stream = self._relay("monitor", deadline)
-                return Monitor(socket_pair_for(stream), self.spec.name, deadline)
+            stream = self._relay("monitor", limit)
+            return Monitor(socket_pair_for(stream), self.spec.name, limit)
         except LabError:
             # It makes its sockets first and looks at its devices then.
             with contextlib.suppress(LabError):
@@ -347,13 +344,6 @@ class QemuMachine:
         if self._output is not None and self._output.ended:
             return 255
         return None
-
-    def _has_monitor(self, deadline: Deadline) -> bool:
-        probe = self._transport.run(
-            ["test", "-S", f"{self._directory}/monitor", "-a", "-S", f"{self._directory}/console"],
-            deadline=deadline,
-        )
-        return probe.status == 0
 
     def _wait_for_end(self, deadline: Deadline) -> None:
         poll(
