@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from hil.bench import BenchDevice, Peer
 from hil.deadline import Deadline, poll
-from hil.errors import LabError, ProductError
+from hil.errors import LabError
 from hil.guests.guest import Guest
 from hil.oracles.crosstalk import Pair
 from hil.oracles.dma import HostCanary
@@ -94,14 +95,19 @@ def check_sibling_undisturbed(pair: Pair, *, resets: int = 3) -> None:
         nic.join(guest, device, index)
         for index, (guest, device) in enumerate(zip(pair.guests, pair.devices, strict=True))
     ]
+    done = threading.Event()
+
+    def echo_on() -> None:
+        while not done.is_set():
+            nic.echo(pair.guests[1], peers[1], sizes=(512,) * 6, count=4)
+
     with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(nic.echo, pair.guests[1], peers[1], sizes=(512,) * 6, count=40)
-        done = 0
-        while done < resets:
-            pair.guests[0].reset_function(pair.devices[0].address)
-            done += 1
-        if job.done():
-            raise ProductError("the sibling's traffic ended before the last reset")
+        job = pool.submit(echo_on)
+        try:
+            for _ in range(resets):
+                pair.guests[0].reset_function(pair.devices[0].address)
+        finally:
+            done.set()
         job.result()
     again = nic.join(pair.guests[0], pair.devices[0], 0)
     nic.echo(pair.guests[0], again, sizes=(512,))

@@ -25,6 +25,9 @@ class Release:
     """Before r325039 a device that ppt holds for nobody is in the host's domain."""
     maps_before_assigning: bool = True
     """A failed assignment leaves the guest's memory mapped and its domain made (up to 15)."""
+    switches_command: bool = False
+    """ppt switches decoding and bus mastering on for a guest, and off again; before, COMMAND stays
+    as the last owner left it (13.2, as recorded: an idle function decodes)."""
     nvme_disk: str = "nvd"
     """Driver that makes disks of NVMe namespaces: nda since 14."""
 
@@ -35,8 +38,8 @@ RELEASES = {
         Release("11.0", idle_in_host_domain=True),
         Release("13.2"),
         Release("14.3", nvme_disk="nda"),
-        Release("15.0", nvme_disk="nda"),
-        Release("current", maps_before_assigning=False, nvme_disk="nda"),
+        Release("15.0", nvme_disk="nda", switches_command=True),
+        Release("current", switches_command=True, maps_before_assigning=False, nvme_disk="nda"),
     )
 }
 

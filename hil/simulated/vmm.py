@@ -545,8 +545,12 @@ class Vmm:
         return len(self._ppts)
 
     @property
-    def _fault_names(self) -> set[str]:
-        return {fault.name for fault in self.machine.faults.active}
+    def _switches_command(self) -> bool:
+        """Whether ppt itself lets a function decode and master the bus only for a guest."""
+        older = ("3-host-domain-while-idle", "10-bogus-command-register", "11-msix-bar-busy")
+        return self.machine.spec.release.switches_command and not any(
+            name in self.machine.faults for name in older
+        )
 
     @property
     def _idle_in_host_domain(self) -> bool:
@@ -558,6 +562,8 @@ class Vmm:
     def ppt_attached(self, device: Device) -> None:
         """The driver gets a device."""
         self._ppts[device.function.requester_id] = PptState(device)
+        if self._switches_command:
+            self._quiet(device.function)
         if not self._idle_in_host_domain:
             self.remapping.take_from_host(device.function.requester_id)
 
@@ -619,7 +625,7 @@ class Vmm:
             ppt = ppt_taken
         device = ppt.device.function
         self._reset(device)
-        if not {"10-bogus-command-register", "11-msix-bar-busy"} & self._fault_names:
+        if self._switches_command:
             bars = {bar.memory for bar in device.bars}
             enables = (MEMORY_DECODE if True in bars else 0) | (IO_DECODE if False in bars else 0)
             command = device.config_read(COMMAND, 2)
@@ -632,8 +638,8 @@ class Vmm:
         """ppt_unassign_device()."""
         ppt = self.find(vm, bus, slot, function)
         device = ppt.device.function
-        command = device.config_read(COMMAND, 2)
-        device.config_write(COMMAND, 2, command & ~(IO_DECODE | MEMORY_DECODE | BUS_MASTER))
+        if self._switches_command:
+            self._quiet(device)
         self._reset(device)
         ppt.mappings.clear()
         self.teardown_msi(ppt)
@@ -643,6 +649,16 @@ class Vmm:
         ppt.owner = None
         if self._idle_in_host_domain:
             self.remapping.give_to_host(device.requester_id)
+        command = device.config_read(COMMAND, 2)
+        if "11-msix-bar-busy" in self.machine.faults:
+            device.config_write(COMMAND, 2, command & ~MEMORY_DECODE)
+        if "10-bogus-command-register" in self.machine.faults:
+            device.config_write(COMMAND, 2, command & ~(BUS_MASTER | MEMORY_DECODE))
+
+    @staticmethod
+    def _quiet(device: PciFunction) -> None:
+        command = device.config_read(COMMAND, 2)
+        device.config_write(COMMAND, 2, command & ~(IO_DECODE | MEMORY_DECODE | BUS_MASTER))
 
     def _reset(self, function: PciFunction) -> None:
         if "6-no-flr" not in self.machine.faults:

@@ -293,7 +293,7 @@ def test_what_a_guest_left_is_told_by_register() -> None:
     enabled = (0x05, b"\1" + bytes(11))
     for after, words in (
         (config(command=0x6, capabilities=[MSI]), "bus master"),
-        (config(command=0x0, capabilities=[MSI]), "COMMAND: before the guest 2, after it 0"),
+        (config(command=0x42, capabilities=[MSI]), "COMMAND: before the guest 0, after it 64"),
         (config(command=0x2, capabilities=[enabled]), "MSI is enabled"),
         (replace(before, data=b"\xff" * 256), "all ones"),
     ):
