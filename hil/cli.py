@@ -465,30 +465,51 @@ lab_app = typer.Typer(no_args_is_help=True, help="A lab by hand: up, down, statu
 app.add_typer(lab_app, name="lab")
 
 NameOption = Annotated[
-    str, typer.Option("--name", metavar="NAME", help="Which of the emulated labs that are up.")
+    str, typer.Option("--name", metavar="NAME", help="Which of the labs that are up.")
 ]
 
 
 @lab_app.command()
 @_command
-def up(name: NameOption = "emulated") -> None:
-    """Bring up an emulated lab that stays up until hil lab down."""
+def up(
+    name: NameOption = "",
+    simulated: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST", help="A simulated host instead: freebsd-RELEASE-intel or -amd."
+        ),
+    ] = "",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FAULT", help="A bug of the past that the simulated host has."),
+    ] = None,
+) -> None:
+    """Bring up an emulated lab, or a simulated host, that stays up until hil lab down."""
     from hil.lab import keeper
 
+    if fault and not simulated:
+        raise InventoryError("only a simulated host has faults", hint="hil lab up --simulated HOST")
+    kind = "simulated" if simulated else "emulated"
+    name = name or simulated.replace(".", "_") or kind
     _check_name(name)
-    keeper.start(name, Deadline(UP, f"the lab {name}"), _say)
-    typer.echo(f"the emulated lab {name} is up: hil lab ssh, hil lab console, hil lab down")
+    words = [simulated, *(fault or ())] if simulated else []
+    keeper.start(name, Deadline(UP, f"the lab {name}"), _say, simulated=words)
+    option = "" if name == "emulated" else f" --name {name}"
+    typer.echo(
+        f"the {kind} lab {name} is up: "
+        f"hil lab ssh{option}, hil lab console{option}, hil lab down{option}"
+    )
 
 
 @lab_app.command()
 @_command
 def down(name: NameOption = "emulated") -> None:
-    """Take an emulated lab down. Nothing of it stays but caches."""
+    """Take an emulated or simulated lab down. Nothing of it stays but caches."""
     from hil.lab import keeper
 
     _check_name(name)
     was_up = keeper.stop(name, Deadline(ASK, f"the end of the lab {name}"))
-    typer.echo(f"the emulated lab {name} {'is down' if was_up else 'was not up'}")
+    typer.echo(f"the lab {name} {'is down' if was_up else 'was not up'}")
 
 
 @lab_app.command()

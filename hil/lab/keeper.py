@@ -1,4 +1,4 @@
-"""Keeps an emulated lab up between commands: ``hil lab up`` … ``hil lab down``.
+"""Keeps an emulated or simulated lab up between commands: ``hil lab up`` … ``hil lab down``.
 
 The keeper is a process of its own that owns the lab's machine as a run would.  It holds
 a kernel lock in the lab's folder for as long as it lives: so "is it up?" never depends on
@@ -121,7 +121,11 @@ def get(name: str) -> State:
 
 
 def start(
-    name: str, deadline: Deadline, progress: Progress, command: Sequence[str] | None = None
+    name: str,
+    deadline: Deadline,
+    progress: Progress,
+    command: Sequence[str] | None = None,
+    simulated: Sequence[str] = (),
 ) -> State:
     """Bring up a lab that outlives this process.
 
@@ -130,6 +134,7 @@ def start(
         deadline: for coming up; then all is undone.
         progress: told what is being done.
         command: what to run as the keeper; for tests.
+        simulated: a simulated host's name and its faults; empty: an emulated lab.
 
     Raises:
         LabError: it is up already, or did not come up.
@@ -138,6 +143,7 @@ def start(
     place.mkdir(parents=True, exist_ok=True)
     if command is None:
         command = [sys.executable, "-m", "hil.lab.keeper", name, str(deadline.remaining)]
+        command += simulated
     with (place / "keeper.log").open("wb") as log:
         keeper = subprocess.Popen(
             command,
@@ -407,7 +413,31 @@ def ssh_command(state: State, words: Sequence[str]) -> list[str]:
     return [*command, "root@127.0.0.1", *words]
 
 
-def _main(name: str, seconds: str) -> int:
+class SimulatedMachine:
+    """A simulated host as the keeper keeps it: a :class:`Machine`."""
+
+    def __init__(self, place: Path, name: str, faults: Sequence[str]) -> None:
+        from hil.simulated.host import SimulatedHost
+
+        self._host = SimulatedHost(name, faults).start()
+        self.console = Console(name, self._host.console)
+        self.ssh_port = self._host.port
+        self.host_key = self._host.host_key
+        self.key_file = place / "key"
+        self.key_file.unlink(missing_ok=True)
+        self.key_file.touch(0o600)
+        self.key_file.write_bytes(self._host.private_key)
+
+    def close(self) -> None:
+        """The host is a part of this process: nothing of it stays."""
+        self._host.close()
+        self.console.close()
+        self.key_file.unlink(missing_ok=True)
+
+
+def _main(name: str, seconds: str, simulated: str = "", *faults: str) -> int:
+    if simulated:
+        return keep(name, lambda _: SimulatedMachine(folder(name), simulated, faults))
     from hil.emulated.machine import EmulatedLab
 
     deadline = Deadline(float(seconds), f"the lab {name}")

@@ -11,6 +11,7 @@ import asyncssh
 
 from hil.simulated import releases
 from hil.simulated.commands import host_commands
+from hil.simulated.host_console import HostConsole
 from hil.simulated.host_system import HostSystem
 from hil.simulated.machine import Machine
 from hil.simulated.server import SshServer
@@ -46,6 +47,9 @@ class SimulatedHost:
             ident=release.ident,
             settings=releases.settings(self.spec),
         )
+        #: The kernel's messages as they come: its serial console.
+        self.console = HostConsole(self.spec.hostname)
+        self.system.on_panic.append(lambda: self.console.panic(self.machine.panic))
         self.system.commands["reboot"] = lambda _process: self._reboot()
         self._finish_boot()
         self.key = asyncssh.generate_private_key("ssh-ed25519")
@@ -57,7 +61,8 @@ class SimulatedHost:
 
     def _finish_boot(self) -> None:
         kernel = self.machine.kernel
-        kernel.dmesg[:] = releases.boot_messages(self.spec, kernel.dmesg)
+        messages = releases.boot_messages(self.spec, kernel.dmesg)
+        kernel.dmesg = self.console.messages(messages)
         # The loopback interface comes after those of the devices that attach at boot.
         interfaces = kernel.stack.interfaces
         interfaces["lo0"] = interfaces.pop("lo0")
@@ -106,6 +111,7 @@ class SimulatedHost:
 
     def close(self) -> None:
         """Everything ends."""
+        self.console.close()
         self.server.close()
         self.system.kill_all()
 

@@ -256,8 +256,8 @@ def test_the_commands(up: Up, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["lab", "down", "--name", "one"]) == 0
     assert cli.main(["lab", "down", "--name", "one"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "the emulated lab one is down",
-        "the emulated lab one was not up",
+        "the lab one is down",
+        "the lab one was not up",
     ]
     assert cli.main(["lab", "down", "--name", "../one"]) == 5
     assert cli.main(["lab", "ssh", "nohost"]) == 5
