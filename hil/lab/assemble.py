@@ -12,6 +12,8 @@ from hil.lab.models import Device, LabKind
 
 #: How much slower than hardware an emulated host is, by what runs its instructions.
 EMULATED_PACE = {"kvm": 2.0, "tcg": 4.0}
+#: A simulated host takes no time but Python's.
+SIMULATED_PACE = 0.5
 
 
 def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
@@ -23,6 +25,8 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
     """
     lab = live.lab
     pace = 1.0
+    if lab.kind is LabKind.SIMULATED:
+        pace = SIMULATED_PACE
     if live.emulated is not None:
         pace = EMULATED_PACE.get(live.emulated.accelerator.name, max(EMULATED_PACE.values()))
     hosts = {

@@ -6,6 +6,7 @@ one request of devctl(8) and fails with the number that the kernel gives.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +109,20 @@ class Device:
 
 _SELECTOR = re.compile(r"pci(?:(\d+):)?(\d+):(\d+)(?::(\d+))?:?", re.ASCII)
 
+
+@functools.lru_cache(maxsize=4096)
+def _selected(text: str) -> int | None:
+    """The requester id that a selector names, -1 for one in another domain; ``None``: none."""
+    match = _SELECTOR.fullmatch(text)
+    if match is None:
+        return None
+    numbers = [int(part) for part in match.groups() if part is not None]
+    if len(numbers) == 3:
+        numbers.insert(0, 0)
+    domain, bus, device, function = numbers
+    return bus << 8 | device << 3 | function if domain == 0 else -1
+
+
 #: What the bus says of a device that nobody takes (pci_nomatch_tab); an empty text: nothing.
 _NO_MATCH = {
     0x000000: "old",
@@ -143,17 +158,13 @@ class Newbus:
         Raises:
             SimError: ENOENT.
         """
-        for device in self.devices.values():
-            if device.name == text:
-                return device
-        match = _SELECTOR.fullmatch(text)
-        if match:
-            numbers = [int(part) for part in match.groups() if part is not None]
-            if len(numbers) == 3:
-                numbers.insert(0, 0)
+        requester_id = _selected(text)
+        if requester_id is not None:
+            if requester_id in self.devices:
+                return self.devices[requester_id]
+        else:
             for device in self.devices.values():
-                at = device.address
-                if [at.domain, at.bus, at.device, at.function] == numbers:
+                if device.name == text:
                     return device
         raise SimError(Errno.ENOENT, text)
 
