@@ -191,7 +191,10 @@ _REFUSED = 113  # a status that nothing else uses
 _CHANGE = r"""
 folder=$1 lease=$2 old=$3 name=$4 text=$5; shift 5
 refuse() { echo "hil: the journal: $1" >&2; exit 113; }
-[ -z "$lease" ] || [ -s "$lease" ] || refuse 'the leases of this run have lapsed'
+if [ -n "$lease" ] && [ ! -s "$lease" ]; then
+    rm -f "$lease.busy"
+    refuse 'the leases of this run have lapsed'
+fi
 for entry in $old; do rm -f "$folder/$entry"; done
 [ -d "$folder" ] || { mkdir -p -m 700 "$folder" && @SYNC@ "${folder%/*}"; } || refuse 'no folder'
 printf '%s\n' "$text" > "$folder/$name" && @SYNC@ "$folder/$name" "$folder" || refuse 'not on disk'
@@ -203,7 +206,11 @@ exit "$status"
 
 # $1 the file that shows that the run still has its leases; then the command.
 _ALONE = r"""
-[ -s "$1" ] || { echo 'hil: the journal: the leases of this run have lapsed' >&2; exit 113; }
+if [ ! -s "$1" ]; then
+    rm -f "$1.busy"
+    echo 'hil: the journal: the leases of this run have lapsed' >&2
+    exit 113
+fi
 shift
 exec "$@"
 """
@@ -219,15 +226,14 @@ rmdir "${entry%/*}" 2>/dev/null
 exit 0
 """
 
-# As above, but only if the lock $3 (in the directory $1) is free within $4 seconds; $2 is the
-# text of _UNDO.
-_UNDO_LOCKED = r"""
+# Runs a command if the lock $2, in the directory $1, is free.
+_IF_FREE = r"""
 mkdir -p "$1" || exit
-undo=$2 lock=$3 patience=$4; shift 4
-@LOCK@ "$patience" "$lock" sh -c "$undo" hil "$@"
+lock=$2; shift 2
+@LOCK@ 1 "$lock" "$@"
 status=$?
 # The lock of a dead run has come to be by being locked.
-case ${lock##*/} in *.busy) ;; run.*) [ -s "$lock" ] || rm -f "$lock" ;; esac
+case ${lock##*/} in run.*) [ -s "$lock" ] || rm -f "$lock" ;; esac
 exit "$status"
 """
 
@@ -353,7 +359,6 @@ def undo(
     deadline: Deadline,
     *,
     lock: str = "",
-    patience: int = 1,
 ) -> bool:
     """Take one change back and remove its entry; nothing happens if somebody did it already.
 
@@ -364,7 +369,6 @@ def undo(
         dialect: the host's.
         deadline: for all of it.
         lock: the file to be locked meanwhile; empty if the caller holds what guards the entry.
-        patience: seconds to wait for the lock.
 
     Returns:
         Whether all is as before; False if ``lock`` is held by somebody.
@@ -372,7 +376,19 @@ def undo(
     Raises:
         LabError: it could not be undone, with the command that does it by hand.
     """
-    host = transport.name
+    command = _undoing(entry, kinds, dialect, transport.name)
+    if lock:
+        script = _for(dialect, _IF_FREE)
+        command = ["sh", "-c", script, "hil", dialect.leases, lock, *command]
+    result = transport.run(command, deadline=deadline)
+    if lock and result.status == _LOCKED_OUT:
+        return False
+    _judge(entry, kinds, result, transport.name)
+    return True
+
+
+def _undoing(entry: Entry, kinds: Mapping[str, Kind], dialect: Dialect, host: str) -> list[str]:
+    """The command that takes a change back."""
     kind = kinds.get(entry.undo.kind)
     path = f"{dialect.journal}/{entry.run}/{entry.name}"
     if kind is None or not kind.fits(entry.undo) or not _is_entry(entry):
@@ -382,21 +398,19 @@ def undo(
             seen=f"{path}: {entry.to_line()}",
             hint="use the version of hil that wrote it; or put it back by hand and remove the file",
         )
-    command = ["sh", "-c", _UNDO, "hil"]
-    if lock:
-        words = ["hil", dialect.leases, _UNDO, lock, str(patience)]
-        command[2:] = [_for(dialect, _UNDO_LOCKED), *words]
-    result = transport.run([*command, path, kind.script, *entry.undo.arguments], deadline=deadline)
-    if lock and result.status == _LOCKED_OUT:
-        return False
+    return ["sh", "-c", _UNDO, "hil", path, kind.script, *entry.undo.arguments]
+
+
+def _judge(entry: Entry, kinds: Mapping[str, Kind], result: Result, host: str) -> None:
+    """Raise LabError if the command did not take the change back."""
     if result.status != 0:
+        kind = kinds[entry.undo.kind]
         raise LabError(
             f"{kind.words(entry.undo)}: this could not be undone",
             host=host,
             seen=result.stderr.strip() or result.stdout.strip() or f"status {result.status}",
             hint=f"as root on {host}: {kind.command(entry.undo)}",
         )
-    return True
 
 
 def _refused(result: Result) -> bool:
@@ -558,10 +572,9 @@ class Journal:
                 in the journal.
         """
         if entry in self.outstanding:
-            busy = f"{self.lease}.busy" if self.lease else ""
-            patience = int(min(deadline.remaining, 3600)) + 1
-            transport, dialect = self._transport, self._dialect
-            undo(entry, self._kinds, transport, dialect, deadline, lock=busy, patience=patience)
+            host = self._transport.name
+            command = _undoing(entry, self._kinds, self._dialect, host)
+            _judge(entry, self._kinds, self.run_alone(command, deadline=deadline), host)
             with self._lock:
                 self._outstanding.pop(entry.name, None)
 

@@ -105,6 +105,8 @@ def do_bind(
     with open(lease + ".busy", "a") as busy:
         fcntl.flock(busy, fcntl.LOCK_EX)
         if not read(lease):
+            if os.path.exists(busy.name):
+                os.unlink(busy.name)
             raise OSError("hil: the journal: the leases of this run have lapsed")
         return bind(address, override, record)
 
