@@ -165,8 +165,8 @@ class HostSystem(System):
     def _volumes(self) -> Directory:
         top = Directory()
         for name, volume in self.storage.datasets.items():
-            if "@" in name:
-                continue
+            if "@" in name or not volume.size:
+                continue  # a snapshot, or a file system
             *above, last = name.split("/")
             place = top
             for word in above:

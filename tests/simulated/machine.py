@@ -60,7 +60,7 @@ def run(
     script: str,
     *,
     stdin: bytes = b"",
-    environment: Mapping[str, str] = {"HOME": "/root"},  # noqa: B006 - never changed
+    environment: Mapping[str, str] = {"HOME": "/root"},
 ) -> Outcome:
     """What ``script`` prints as root's, and its status."""
     out, err = Sink(), Sink()

@@ -142,4 +142,7 @@ def test_any_text_is_commands_or_a_syntax_error(text: str) -> None:
     try:
         parse(text)
     except ShellSyntaxError as error:
-        assert str(error).startswith("Syntax error: ")
+        message = str(error)
+    else:
+        return
+    assert message.startswith("Syntax error: ")
