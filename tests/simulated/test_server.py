@@ -96,7 +96,9 @@ def test_a_host_whose_kernel_panics_says_nothing_more(
     again.close()
 
 
-def test_a_reboot_ends_every_process_and_keeps_files(host: SimulatedHost, ssh: SshTransport) -> None:
+def test_a_reboot_ends_every_process_and_keeps_files(
+    host: SimulatedHost, ssh: SshTransport
+) -> None:
     ssh.put(b"kept", "/root/file", deadline=soon())
     stream = ssh.open_stream(["sleep", "1000"], deadline=soon())
     host.reboot()
