@@ -227,9 +227,10 @@ class GuestPool:
         host: BenchHost | None = None,
         memory: int = GUEST_MEMORY,
         cold: bool = False,
+        form: str = "",
     ) -> Guest:
         """A ready guest that no test has used."""
-        guest = self.prepare(*devices, host=host, memory=memory, cold=cold)
+        guest = self.prepare(*devices, host=host, memory=memory, cold=cold, form=form)
         try:
             return guest.boot()
         except HilError:
@@ -246,6 +247,7 @@ class GuestPool:
         host: BenchHost | None = None,
         memory: int = GUEST_MEMORY,
         cold: bool = False,
+        form: str = "",
     ) -> Guest:
         """A guest with its devices assigned, its first instruction not yet run."""
         where = _host_of(devices, host)
@@ -259,6 +261,7 @@ class GuestPool:
             image=self.image,
             memory=memory,
             devices=tuple(address for device in devices for address in device.functions),
+            form=form,
         )
         if template is not None and template.fits(spec):
             spec = dataclasses.replace(spec, template=template)

@@ -72,6 +72,8 @@ class Feature(enum.Enum):
     SRIOV = "sriov"
     TEMPLATES = "templates"
     """A booted guest can be saved, and others can continue it: see :class:`Template`."""
+    ADDRESS_FORMS = "address-forms"
+    """The hypervisor can be told in several ways which function it is."""
     NMI = "nmi"
     POWER_CYCLE = "power-cycle"
 
@@ -171,6 +173,10 @@ class Template:
         return mine == (spec.image, spec.memory, spec.cpus, spec.arguments)
 
 
+class TemplateLostError(LabError):
+    """A saved guest cannot be continued."""
+
+
 @dataclass(frozen=True, slots=True)
 class GuestSpec:
     """A guest to be made.  ``devices`` are passed in this order."""
@@ -186,6 +192,9 @@ class GuestSpec:
     """More kernel command line words, for a guest that the platform boots directly."""
     template: Template | None = None
     """Continue this one rather than boot."""
+    form: str = ""
+    """How the hypervisor is told which functions they are, one of
+    :attr:`Platform.address_forms`; empty: as the platform chooses."""
 
 
 class MachineState(enum.Enum):
@@ -219,8 +228,10 @@ class Machine(Protocol):
         """Run the guest's first instruction, or continue its template."""
         ...
 
-    def save(self, deadline: Deadline) -> Template:
+    def save(self, deadline: Deadline, path: str = "") -> Template:
         """Stop it and keep its state on the host, for others to continue.
+
+        ``path``: a file or disk there to keep it in; empty: the platform finds a place.
 
         Raises:
             LabError: the platform has no :attr:`Feature.TEMPLATES`.
@@ -327,6 +338,11 @@ class Platform(ABC):
 
     one_host_domain = False
     """Whether all functions that the host has are in one domain, rather than in one each."""
+
+    @property
+    def address_forms(self) -> tuple[str, ...]:
+        """Ways to tell this host's hypervisor which function is meant, by name."""
+        return ()
 
     stub_driver: str
     """Name of the driver that holds a reserved function."""

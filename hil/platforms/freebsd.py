@@ -219,6 +219,8 @@ class FreebsdBhyve(Platform):
         facts = self.facts(deadline)
         if facts.iommu_enabled:
             found.add(Feature.IOMMU)
+        if len(self.address_forms) > 1:
+            found.add(Feature.ADDRESS_FORMS)
         with contextlib.suppress(LabError):
             self._acpi(deadline)
             found.add(Feature.PHYSICAL_MEMORY)
@@ -559,7 +561,7 @@ class FreebsdBhyve(Platform):
             )
         self._load_vmm(deadline)
         self._run("kldload", "-n", "nmdm", deadline=deadline)
-        passed = [Passed(address, self._form(address, deadline)) for address in spec.devices]
+        passed = [Passed(a, self._form(a, spec.form, deadline)) for a in spec.devices]
         machine = BhyveMachine(
             host=self.host,
             transport=self.transport,
@@ -576,15 +578,21 @@ class FreebsdBhyve(Platform):
             machine.create(deadline)
         return machine
 
-    def _form(self, address: Address, deadline: Deadline) -> str:
-        """How this release's bhyve is told a function."""
-        name, attached = self._driver_of(address, deadline)
+    @property
+    def address_forms(self) -> tuple[str, ...]:
+        """``ppt0``, ``3/0/0``, ``pci0:3:0:0``: what this release's passthru takes, best first."""
+        return ("name", "slashes", "selector") if self.release >= PPT_NAMES else ("slashes",)
+
+    def _form(self, address: Address, form: str, deadline: Deadline) -> str:
+        """How bhyve is told a function."""
         if address.domain != 0:
             raise InventoryError(f"{address} is not in PCI domain 0", host=self.host)
-        if self.release >= PPT_NAMES and attached and name.startswith(STUB):
-            return name
+        if (form or self.address_forms[0]) == "name":
+            name, attached = self._driver_of(address, deadline)
+            if attached and name.startswith(STUB):
+                return name
         # Also where it is not ppt's: bhyve itself is to say so.
-        return address.slashes
+        return address.selector if form == "selector" else address.slashes
 
     def _explain(self, machine: BhyveMachine, program: str, status: int, seen: str) -> Refusal:
         deadline = Deadline(30, f"the reason why {program} refused")

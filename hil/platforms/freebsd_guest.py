@@ -455,11 +455,11 @@ class BhyveMachine:
         self._started = True
         events.emit(events.PhaseReached(self.spec.name, "started"))
 
-    def save(self, _deadline: Deadline) -> Template:
+    def save(self, _deadline: Deadline, _path: str = "") -> Template:
         """Not possible: releases are built without bhyve's snapshots."""
         raise LabError(f"guest {self.spec.name} cannot be saved: bhyve has no snapshots here")
 
-    def state(self, _deadline: Deadline) -> MachineState:
+    def state(self, deadline: Deadline) -> MachineState:  # noqa: ARG002
         """As the hypervisor sees it."""
         if self._destroyed:
             return MachineState.DESTROYED
@@ -563,7 +563,7 @@ class BhyveMachine:
 
     # ---- ways in ---------------------------------------------------------------------
 
-    def console(self, _deadline: Deadline) -> ByteStream:
+    def console(self, deadline: Deadline) -> ByteStream:  # noqa: ARG002
         """The first serial port, read since before the loader started."""
         if self._console is None:
             raise LabError(f"guest {self.spec.name} has not been created: it has no console")

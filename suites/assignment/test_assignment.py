@@ -30,6 +30,18 @@ def test_the_guest_gets_every_memory_bar_of_the_device(device: BenchDevice, gues
     ownership.check_bars(guest, device)
 
 
+@pytest.mark.catalogue("AS2")
+@pytest.mark.danger(0)
+@pytest.mark.needs(device="nic", features=["address-forms"])
+def test_every_form_of_its_address_means_the_same_device(
+    device: BenchDevice, guests: GuestPool
+) -> None:
+    for form in device.host.platform.address_forms:
+        guest = guests.fresh(device, form=form)
+        ownership.check_guest_sees(guest, device)
+        guest.destroy()
+
+
 @pytest.mark.catalogue("AS3")
 @pytest.mark.danger(0)
 @pytest.mark.needs(device=["nic", "nvme", "edu"])

@@ -442,6 +442,21 @@ def test_a_function_is_named_as_the_release_s_bhyve_takes_it(release: str, form:
     assert "kldload -n nmdm" in host.changes
 
 
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [("name", "ppt5"), ("slashes", "0/5/0"), ("selector", "pci0:0:5:0")],
+)
+def test_a_guest_may_choose_the_form(form: str, words: str) -> None:
+    host = FreebsdHost()
+    host.drivers[EM] = ("ppt5", True)
+    platform = host.platform()
+    platform.images = {"freebsd": IMAGE}
+    assert form in platform.address_forms
+    with pytest.raises(LabError, match="no stream here"):
+        platform.create_guest(GuestSpec("nic0-1", "freebsd", devices=(EM,), form=form), soon())
+    assert f"passthru,{words} " in host.commands[-1][2]
+
+
 def test_an_image_that_the_host_lacks_is_told() -> None:
     host = FreebsdHost()
     with pytest.raises(InventoryError, match="has no guest image 'linux'"):
