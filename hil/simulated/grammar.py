@@ -188,7 +188,6 @@ class _Pending:
     delimiter: str
     quoted: bool
     strip_tabs: bool
-    fill: Callable[[Word], None]
 
 
 @dataclass
@@ -196,7 +195,6 @@ class _Parser:
     text: str
     at: int = 0
     pending: list[_Pending] = field(default_factory=list)
-    documents: dict[int, Word] = field(default_factory=dict)
 
     # Characters and tokens
 
@@ -510,7 +508,7 @@ class _Parser:
             raw = self.text[begin : self.at]
             quoted = any(c in raw for c in "'\"\\")
             delimiter = "".join(part.text for part in target if isinstance(part, Text))
-            self.pending.append(_Pending(delimiter, quoted, operator == "<<-", lambda _: None))
+            self.pending.append(_Pending(delimiter, quoted, operator == "<<-"))
             operator = "<<"
         return Redirection(descriptor, operator, target)
 

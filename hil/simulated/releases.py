@@ -116,12 +116,12 @@ def _children(line: str, spec: MachineSpec) -> list[str]:
     name = line.partition(":")[0]
     if "<VirtIO PCI (legacy) Network adapter>" in line:
         mac = next(each.mac for each in spec.functions if each.kind == "virtio-net")
+        rings = "txq=1, txd=256 rxq=1, rxd=128"
         return [
             f"vtnet0: <VirtIO Networking Adapter> on {name}",
             f"vtnet0: Ethernet address: {mac}",
             "vtnet0: netmap queues/slots: TX 1/256, RX 1/128",
-            "000.000063 [ 450] vtnet_netmap_attach       vtnet attached txq=1, txd=256 rxq=1, "
-            "rxd=128",
+            f"000.000063 [ 450] vtnet_netmap_attach{'':7}vtnet attached {rings}",
         ]
     if "<VirtIO PCI (legacy) Block adapter>" in line:
         size = next(each.size for each in spec.functions if each.kind == "virtio-blk")

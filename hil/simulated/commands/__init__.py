@@ -12,9 +12,15 @@ from hil.simulated.process import Command
 def standard_commands() -> dict[str, Command]:
     """The shell and POSIX's utilities: what every machine has."""
     from hil.simulated import builtins
-    from hil.simulated.commands import files, processes, text
+    from hil.simulated.commands import files, processes, sed, text
 
-    return {**builtins.COMMANDS, **text.COMMANDS, **files.COMMANDS, **processes.COMMANDS}
+    return {
+        **builtins.COMMANDS,
+        **text.COMMANDS,
+        **sed.COMMANDS,
+        **files.COMMANDS,
+        **processes.COMMANDS,
+    }
 
 
 def freebsd_commands() -> dict[str, Command]:
