@@ -12,6 +12,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from hil import events
 from hil.deadline import Deadline
@@ -29,9 +30,22 @@ from hil.platforms.contract import (
     Platform,
     Reservation,
     Template,
+    TemplateLostError,
 )
 
 GUEST_MEMORY = 256 << 20
+
+
+class Shelf(Protocol):
+    """Where a host's saved guest is kept from run to run."""
+
+    def template(self, make: Callable[[str], Template], deadline: Deadline) -> Template:
+        """The one that is kept; else what ``make`` saves at the path on the host it is given."""
+        ...
+
+    def forget(self) -> None:
+        """It cannot be continued."""
+        ...
 
 
 @dataclass(eq=False)
@@ -48,6 +62,8 @@ class BenchHost:
     panic: Callable[[], str] = lambda: ""
     """What the host's kernel said of its end on its console; empty while it lives, and where
     nobody reads its console."""
+    shelf: Shelf | None = None
+    """None: a saved guest lives as long as the run."""
 
     def limit(self, seconds: float, what: str) -> Deadline:
         """A deadline of this host's pace."""
@@ -233,9 +249,19 @@ class GuestPool:
         guest = self.prepare(*devices, host=host, memory=memory, cold=cold, form=form)
         try:
             return guest.boot()
+        except TemplateLostError as error:
+            guest.destroy()
+            self._boot_from_here_on(_host_of(devices, host), error)
+            return self.fresh(*devices, host=host, memory=memory, cold=True, form=form)
         except HilError:
             guest.destroy()
             raise
+
+    def _boot_from_here_on(self, host: BenchHost, error: HilError) -> None:
+        events.emit(events.Evidence("why guests boot from here on", error.explain().encode()))
+        self.templates = False
+        if host.shelf is not None:
+            host.shelf.forget()
 
     def fresh_each(self, *devices: BenchDevice) -> dict[Guest, BenchDevice]:
         """A ready guest for each device, all of them alive together."""
@@ -275,12 +301,17 @@ class GuestPool:
         if not self.templates or Feature.TEMPLATES not in host.platform.features:
             return None
         if host.name not in self._templates:
-            guest = self.fresh(host=host, cold=True)
-            try:
-                self._templates[host.name] = guest.save()
-            finally:
-                guest.destroy()
+            make = functools.partial(self._save_guest, host)
+            limit = host.limit(300, "the saved guest")
+            self._templates[host.name] = host.shelf.template(make, limit) if host.shelf else make()
         return self._templates[host.name]
+
+    def _save_guest(self, host: BenchHost, path: str = "") -> Template:
+        guest = self.fresh(host=host, cold=True)
+        try:
+            return guest.save(path)
+        finally:
+            guest.destroy()
 
     def release(self, device: BenchDevice) -> None:
         """Destroy whatever guest holds the device."""

@@ -191,7 +191,7 @@ class FakeOS(LinuxGuest):
     def before_saving(self) -> str:
         return "echo about to be saved"
 
-    def after_continuing(self, name: str, now: float) -> str:
+    def after_continuing(self, name: str, now: float, key: str) -> str:
         return f"echo continued as {name}"
 
 
@@ -232,9 +232,10 @@ class FakeMachine:
     def start(self, deadline: Deadline) -> None:
         self.at = MachineState.RUNNING
 
-    def save(self, deadline: Deadline) -> Template:
+    def save(self, deadline: Deadline, path: str = "") -> Template:
         self.at = MachineState.STOPPED
-        return Template(self.spec.image, self.spec.memory, self.spec.cpus, "/saved", generate())
+        spec = self.spec
+        return Template(spec.image, spec.memory, spec.cpus, path or "/saved", generate())
 
     def state(self, deadline: Deadline) -> MachineState:
         return self.at

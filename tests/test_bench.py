@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from hil.bench import Bench, BenchDevice, BenchHost, Peer
+from hil.deadline import Deadline
 from hil.errors import GuestError, InventoryError, LabError, ProductError
 from hil.guests.guest import GuestState
 from hil.lab.models import LabKind
 from hil.pci.address import Address
-from hil.platforms.contract import Feature, MachineState, Reservation
+from hil.platforms.contract import (
+    Feature,
+    MachineState,
+    Reservation,
+    Template,
+    TemplateLostError,
+)
 from tests.console.streams import ScriptedStream
-from tests.fakes import DISK, NIC, FakeOS, FakePlatform, FakeTransport, function, soon
+from tests.fakes import (
+    DISK,
+    NIC,
+    FakeMachine,
+    FakeOS,
+    FakePlatform,
+    FakeTransport,
+    function,
+    soon,
+)
 
 
 class Lab:
@@ -154,6 +170,56 @@ def test_without_the_feature_every_guest_boots(templates: Lab) -> None:
     templates.platform.can = frozenset()
     templates.guests.fresh(templates.nic)
     assert len(templates.platform.machines) == 1
+
+
+class FakeShelf:
+    """Keeps what is made, as a cache does."""
+
+    def __init__(self) -> None:
+        self.kept: Template | None = None
+        self.forgotten = 0
+
+    def template(self, make: Callable[[str], Template], deadline: Deadline) -> Template:
+        deadline.check()
+        self.kept = self.kept or make("/dev/vdz")
+        return self.kept
+
+    def forget(self) -> None:
+        self.kept = None
+        self.forgotten += 1
+
+
+def test_a_template_that_is_kept_is_not_made_again(templates: Lab) -> None:
+    shelf = templates.host.shelf = FakeShelf()
+    templates.guests.fresh(templates.nic)
+    assert shelf.kept is not None
+    assert shelf.kept.path == "/dev/vdz"
+    again = Lab()
+    again.guests.templates = True
+    again.platform.can = templates.platform.can
+    again.host.shelf = shelf
+    guest = again.guests.fresh(again.nic)
+    assert guest.machine.spec.template == shelf.kept
+    assert len(again.platform.machines) == 1
+    again.bench.close()
+
+
+def test_a_template_that_is_lost_is_forgotten_and_the_guest_boots(
+    templates: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = templates.host.shelf = FakeShelf()
+
+    def start(machine: FakeMachine, _: Deadline) -> None:
+        if machine.spec.template is not None:
+            raise TemplateLostError("the saved guest cannot be continued")
+
+    monkeypatch.setattr(FakeMachine, "start", start)
+    guest = templates.guests.fresh(templates.nic)
+    assert guest.state is GuestState.READY
+    assert guest.machine.spec.template is None
+    assert templates.guests.living == (guest,)
+    assert shelf.forgotten == 1
+    assert templates.guests.fresh(templates.disk).machine.spec.template is None
 
 
 def test_a_template_that_cannot_be_made_leaves_no_guest(templates: Lab) -> None:

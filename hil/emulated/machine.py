@@ -56,6 +56,8 @@ _LAST_WORDS = 1.0
 #: Root ports in the order of their bus numbers, from bus 1; what is behind each.
 PORTS = ("nic0", "peer0", "nvme0", "edu0", "nic1", "gpu0")
 _PLUGGED_LATER = ("nvme0", "edu0")
+#: One more root port, for a disk that only some runs need.
+_SPARE = "spare"
 _ROOT_PORT_SLOT = 0x10
 _FIRST_IGB, _FIRST_SAVED_STATE = (8, 0), (8, 2)
 
@@ -163,7 +165,7 @@ class _Plan:
             command += ["-fw_cfg", f"name=opt/org.hil/{name},file={place}"]
         command += ["-chardev", console, "-serial", "chardev:console"]
         command += ["-chardev", monitor, "-mon", "chardev=monitor,mode=control"]
-        for index, name in enumerate(PORTS):
+        for index, name in enumerate((*PORTS, _SPARE)):
             port = f"pcie-root-port,id=port-{name},chassis={index + 1}"
             port += f",addr={_ROOT_PORT_SLOT:#x}.{index},multifunction=on"
             command += ["-device", port]
@@ -463,6 +465,34 @@ class EmulatedLab:
     def devices(self) -> Mapping[str, str]:
         """Address on the host of each device that is there, by name."""
         return {name: self.address(name) for name in PORTS if name not in self.missing}
+
+    @property
+    def key(self) -> str:
+        """Names all that the host is made of; the same for labs that are the same."""
+        return self._plan.key()
+
+    def plug_disk(self, path: Path, deadline: Deadline, *, read_only: bool) -> str:
+        """Plug a raw disk image into the host; its path there.  There is room for one."""
+        node = json.loads(_block(_SPARE, path, read_only=read_only))
+        self._monitor("blockdev-add", deadline, **node)
+        self._monitor(
+            "device_add", deadline, driver="virtio-blk-pci", id=_SPARE, bus=f"port-{_SPARE}",
+            drive=_SPARE, serial=_SPARE,
+        )  # fmt: skip
+        script = """
+            tries=500
+            until name=$(grep -lx "$1" /sys/block/vd*/serial); do
+                [ $((tries -= 1)) -gt 0 ] || exit 1
+                usleep 20000
+            done
+            name=${name%/serial}
+            echo "/dev/${name##*/}"
+        """
+        command = ["busybox", "sh", "-c", script, "hil", _SPARE]
+        found = self.ssh(deadline).run(command, deadline=deadline).check().stdout.strip()
+        if not re.fullmatch(r"/dev/vd[a-z]", found):
+            raise LabError("the lab host shows no disk that was plugged in", seen=found)
+        return found
 
     def ssh(self, deadline: Deadline) -> SshTransport:
         """Root's shell on the host: one connection, made anew where it broke."""

@@ -242,7 +242,7 @@ class FreebsdGuest(GuestOS):
     def before_saving(self) -> str:
         raise LabError("FreeBSD guests cannot be saved: bhyve is built without snapshots")
 
-    def after_continuing(self, name: str, now: float) -> str:  # noqa: ARG002 - never so far
+    def after_continuing(self, name: str, now: float, key: str) -> str:  # noqa: ARG002 - never so far
         raise LabError(f"{name} cannot continue a saved guest: bhyve is built without snapshots")
 
 

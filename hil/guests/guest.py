@@ -22,6 +22,7 @@ from hil.platforms.contract import (
     MachineState,
     Template,
 )
+from hil.transport import keys
 from hil.transport.base import Result, Transport
 
 
@@ -109,12 +110,16 @@ class Guest:
             self.machine.start(deadline)
             self._log_in(deadline)
             if continued:
-                text = self.os.after_continuing(self.name, time.time())
+                key = keys.of_this_run().public
+                text = self.os.after_continuing(self.name, time.time(), key)
                 self.console.run(text, deadline).check()
         return self
 
-    def save(self) -> Template:
-        """Save it as it is, ready, for guests that continue it; it runs no more."""
+    def save(self, path: str = "") -> Template:
+        """Save it as it is, ready, for guests that continue it; it runs no more.
+
+        ``path``: on the host; empty: its platform finds a place.
+        """
         deadline = self.limit(BOOT, "the saving")
         with events.step(f"save guest {self.name}"):
             self.console.run(self.os.before_saving(), deadline).check()
@@ -122,7 +127,7 @@ class Guest:
             self.run(["true"]).check()
             self._close_ssh()
             self.console.release(deadline)
-            return self.machine.save(deadline)
+            return self.machine.save(deadline, path)
 
     def _log_in(self, deadline: Deadline) -> None:
         try:

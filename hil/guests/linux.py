@@ -213,9 +213,10 @@ class LinuxGuest(GuestOS):
             " xargs modprobe -abq; python3 -c 'import base64, ctypes, json, mmap, subprocess'; true"
         )
 
-    def after_continuing(self, name: str, now: float) -> str:
+    def after_continuing(self, name: str, now: float, key: str) -> str:
         return (
             f"hostname {shlex.quote(name)}; date -s @{now:.0f} >/dev/null;"
+            f" echo {shlex.quote(key)} > /root/.ssh/authorized_keys;"
             " echo 1 > /sys/bus/pci/rescan"
         )
 

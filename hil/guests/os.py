@@ -192,8 +192,11 @@ class GuestOS(ABC):
         """Loads what guests that continue this one will need, so that they need not."""
 
     @abstractmethod
-    def after_continuing(self, name: str, now: float) -> str:
-        """Makes a continued guest know its name, the time (Unix, seconds) and its devices."""
+    def after_continuing(self, name: str, now: float, key: str) -> str:
+        """Makes a continued guest know its name, the time, who may log in, and its devices.
+
+        ``now``: Unix time, seconds; ``key``: the public SSH key, as in a ``.pub`` file.
+        """
 
 
 def guest_os(name: str) -> GuestOS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hil.bench import Bench, BenchDevice, BenchHost, Peer
+from hil.bench import GUEST_MEMORY, Bench, BenchDevice, BenchHost, Peer, Shelf
 from hil.deadline import Deadline
 from hil.errors import LabError
 from hil.lab.live import LiveLab
@@ -30,7 +30,9 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
     if live.emulated is not None:
         pace = EMULATED_PACE.get(live.emulated.accelerator.name, max(EMULATED_PACE.values()))
     hosts = {
-        name: BenchHost(name, platform, pace, lab.hosts[name].danger, _panic_of(live))
+        name: BenchHost(
+            name, platform, pace, lab.hosts[name].danger, _panic_of(live), _shelf_of(live)
+        )
         for name, platform in live.platforms.items()
     }
     devices = {}
@@ -56,6 +58,14 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
         guest_system=entry.os if entry else "linux",
         templates=templates,
     )
+
+
+def _shelf_of(live: LiveLab) -> Shelf | None:
+    if live.emulated is None:
+        return None
+    from hil.emulated.templates import Shelf as CacheShelf
+
+    return CacheShelf(live.emulated, f"{GUEST_MEMORY} {sorted(live.lab.images.items())}")
 
 
 def _panic_of(live: LiveLab) -> Callable[[], str]:

@@ -13,12 +13,12 @@ import re
 from hil import events
 from hil.console.log import ConsoleLog
 from hil.deadline import Deadline, poll
-from hil.errors import LabError, ProductError
+from hil.errors import DeadlineExceeded, LabError, ProductError
 from hil.guests.images import GuestImage
 from hil.journal import Entry, Journal, Undo
 from hil.pci.address import Address
 from hil.platforms import linux_undo
-from hil.platforms.contract import GuestSpec, MachineState, Template
+from hil.platforms.contract import GuestSpec, MachineState, Template, TemplateLostError
 from hil.qmp import Monitor
 from hil.transport import keys
 from hil.transport.base import ByteStream, Transport
@@ -194,7 +194,9 @@ class QemuMachine:
         if self.spec.template is not None:
             uri = f"file:{self.spec.template.path}"
             self._qmp().execute("migrate-incoming", deadline, uri=uri)
-            self._wait_for_migration("the saved guest cannot be continued", deadline)
+            self._wait_for_migration(
+                TemplateLostError("the saved guest cannot be continued"), deadline
+            )
         self._qmp().execute("cont", deadline)
         events.emit(events.PhaseReached(self.spec.name, "started"))
 
@@ -217,30 +219,41 @@ class QemuMachine:
             return MachineState.CRASHED
         return MachineState.STOPPED if status == "shutdown" else MachineState.RUNNING
 
-    def save(self, deadline: Deadline) -> Template:
-        """Stop it and keep its state in a file, in memory, that only root can read."""
-        folder = f"{self._directory.rpartition('/')[0]}-templates"
-        path = f"{folder}/{self.spec.image}"
-        self._journal.change(
-            Undo(linux_undo.FOLDER.name, (folder,)),
-            ["mkdir", "-p", "-m", "700", folder],
-            deadline=deadline,
-        )[1].check()
+    def save(self, deadline: Deadline, path: str = "") -> Template:
+        """Stop it and keep its state in ``path``, or in memory where only root can read it."""
+        if not path:
+            folder = f"{self._directory.rpartition('/')[0]}-templates"
+            path = f"{folder}/{self.spec.image}"
+            self._journal.change(
+                Undo(linux_undo.FOLDER.name, (folder,)),
+                ["mkdir", "-p", "-m", "700", folder],
+                deadline=deadline,
+            )[1].check()
         self._qmp().execute("stop", deadline)
         self._qmp().execute("migrate", deadline, uri=f"file:{path}")
-        self._wait_for_migration("the guest cannot be saved", deadline)
+        self._wait_for_migration(LabError("the guest cannot be saved"), deadline)
         spec = self.spec
         return Template(spec.image, spec.memory, spec.cpus, path, self._host_key)
 
-    def _wait_for_migration(self, failure: str, deadline: Deadline) -> None:
+    def _wait_for_migration(self, failure: LabError, deadline: Deadline) -> None:
         def ended() -> bool:
             info = self._qmp().execute("query-migrate", deadline)
             if info.get("status") in ("failed", "cancelled"):
-                seen = f"{info.get('error-desc', '')}\n{self.failure()}"
-                raise LabError(f"{failure}: {self.spec.name}", host=self.host, seen=seen)
+                failure.seen = str(info.get("error-desc", ""))
+                raise failure
             return bool(info.get("status") == "completed")
 
-        poll(ended, deadline, interval=0.01, last_seen=self.failure)
+        failure.host = self.host
+        try:
+            poll(ended, deadline, interval=0.01, last_seen=self.failure)
+        except DeadlineExceeded:
+            raise
+        except LabError as error:
+            if error is failure:
+                raise
+            # QEMU ends by itself at a state that it cannot read.
+            failure.seen = self.failure() or error.message
+            raise failure from error
 
     def reset(self, deadline: Deadline) -> None:
         """Press the reset button."""

@@ -200,7 +200,7 @@ def test_what_the_base_system_cannot_do_is_said() -> None:
     with pytest.raises(LabError, match="cannot be saved"):
         FREEBSD.before_saving()
     with pytest.raises(LabError, match="g1 cannot continue"):
-        FREEBSD.after_continuing("g1", 0.0)
+        FREEBSD.after_continuing("g1", 0.0, "ssh-ed25519 AAAA")
 
 
 def test_both_systems_are_known_by_name() -> None:
