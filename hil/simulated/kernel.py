@@ -222,13 +222,15 @@ class _AttachedNvme:
 
     def _read(self, offset: int, length: int) -> bytes:
         try:
-            return self.driver.read(offset, length)
+            with self._kernel.machine.lock:
+                return self.driver.read(offset, length)
         except DriverError:
             raise SimError(Errno.EIO, self.disk) from None
 
     def _write(self, offset: int, data: bytes) -> None:
         try:
-            self.driver.write(offset, data)
+            with self._kernel.machine.lock:
+                self.driver.write(offset, data)
         except DriverError:
             raise SimError(Errno.EIO, self.disk) from None
 
@@ -326,7 +328,7 @@ class Kernel:
         self.static_units = {"pcib": {0}}
         """Units that devices outside of PCI have."""
         self.bus = Newbus(self)
-        self.stack = Stack()
+        self.stack = Stack(machine.lock)
         self.disks: dict[str, Disk] = {}
         self._silent = bool(machine.spec.boot_messages)
         self._modules = [Module(1, "kernel", 0xFFFFFFFF80200000, 0xD7FEC0, 1)]

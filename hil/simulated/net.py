@@ -10,9 +10,12 @@ import ipaddress
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 BROADCAST = b"\xff" * 6
+#: Echo requests that an answer is awaited for; older ones are given up.
+_MOST_ECHOES = 1024
 _HEADER = 14
 _ARP, _IPV4 = b"\x08\x06", b"\x08\x00"
 _ICMP, _ECHO_REPLY, _ECHO_REQUEST = 1, 0, 8
@@ -94,11 +97,17 @@ class Interface:
         """Whether it joins others."""
         return "bridge" in self.groups
 
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """The lock of the machine that it belongs to."""
+        return nullcontext() if self.stack is None else self.stack.lock
+
     def set_up(self, up: bool) -> None:
         """``ifconfig NAME up`` or ``down``."""
-        if up != self.up:
-            self.up = up
-            self.on_up(up)
+        with self.lock:
+            if up != self.up:
+                self.up = up
+                self.on_up(up)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """See every frame (bpf(4)); returns how to stop."""
@@ -107,8 +116,10 @@ class Interface:
 
     def send(self, frame: bytes) -> bool:
         """Send a frame; whether it went out."""
-        if not self.up:
-            return False
+        with self.lock:
+            return self.up and self._send(frame)
+
+    def _send(self, frame: bytes) -> bool:
         if self.is_bridge:
             went = [member.send(frame) for member in self.members]
             return any(went)
@@ -122,8 +133,11 @@ class Interface:
 
     def receive(self, frame: bytes) -> None:
         """A frame comes from the medium."""
-        if not self.up:
-            return
+        with self.lock:
+            if self.up:
+                self._receive(frame)
+
+    def _receive(self, frame: bytes) -> None:
         self.received += 1
         self.received_bytes += len(frame)
         for listener in tuple(self._listeners):
@@ -167,9 +181,14 @@ class _Waiting:
 
 
 class Stack:
-    """ARP and ICMP echo over a machine's interfaces."""
+    """ARP and ICMP echo over a machine's interfaces.
 
-    def __init__(self) -> None:
+    Args:
+        lock: the machine's; one of its own if there is none.
+    """
+
+    def __init__(self, lock: AbstractContextManager[object] | None = None) -> None:
+        self.lock = threading.RLock() if lock is None else lock
         self.interfaces: dict[str, Interface] = {}
         self._neighbours: dict[ipaddress.IPv4Address, bytes] = {}
         self._waiting: dict[ipaddress.IPv4Address, _Waiting] = {}
@@ -209,15 +228,29 @@ class Stack:
         self, destination: str, identifier: int, sequence: int, payload: bytes, ttl: int = 64
     ) -> Echo | None:
         """Send an ICMP echo request; ``None``: there is no route."""
-        address = ipaddress.IPv4Address(destination)
+        with self.lock:
+            return self._echo(
+                ipaddress.IPv4Address(destination), identifier, sequence, payload, ttl
+            )
+
+    def _echo(
+        self,
+        address: ipaddress.IPv4Address,
+        identifier: int,
+        sequence: int,
+        payload: bytes,
+        ttl: int,
+    ) -> Echo | None:
         if any(address == own.ip for each in self.interfaces.values() for own in each.addresses):
             echo = Echo()
-            echo.answer(EchoReply(destination, ttl, payload))
+            echo.answer(EchoReply(str(address), ttl, payload))
             return echo
         interface = self.route(address)
         if interface is None:
             return None
         echo = self._echoes[identifier, sequence & 0xFFFF] = Echo()
+        while len(self._echoes) > _MOST_ECHOES:
+            del self._echoes[next(iter(self._echoes))]
         own = next(each.ip for each in interface.addresses if address in each.network)
         body = struct.pack("!BBHHH", _ECHO_REQUEST, 0, 0, identifier, sequence & 0xFFFF) + payload
         self._send(interface, own, address, _with_checksum(body), ttl)
