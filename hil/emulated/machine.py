@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hil import events
 from hil.console.console import Console
@@ -32,7 +33,7 @@ from hil.deadline import Deadline, poll
 from hil.emulated import accel, cache, images
 from hil.emulated.accel import Accelerator
 from hil.emulated.process import QemuProcess, run_folder
-from hil.errors import DeadlineExceeded, GuestError, HilError, LabError
+from hil.errors import DeadlineExceeded, GuestError, HilError, InventoryError, LabError
 from hil.iommu.memory import PhysicalMemory
 from hil.transport import keys
 from hil.transport.ssh import SshTransport
@@ -84,12 +85,16 @@ class Qemu:
 
 @functools.cache
 def find_qemu() -> Qemu:
-    """QEMU for x86-64.
+    """QEMU for x86-64: ``$HIL_QEMU``, or what is on PATH.
 
     Raises:
+        InventoryError: ``$HIL_QEMU`` names no program.
         LabError: it is not installed, or cannot run.
     """
-    path = shutil.which("qemu-system-x86_64")
+    given = os.environ.get("HIL_QEMU", "")
+    path = shutil.which(given or "qemu-system-x86_64")
+    if path is None and given:
+        raise InventoryError(f"{given} is no program", hint="see HIL_QEMU, or hil lab up --qemu")
     if path is None:
         raise LabError(
             "QEMU is not installed: no qemu-system-x86_64",
@@ -110,9 +115,36 @@ def find_qemu() -> Qemu:
     return Qemu(path, version, words)
 
 
+def more_arguments() -> list[str]:
+    """Arguments for QEMU that the user adds: ``$HIL_QEMU_ARGS``, split as a shell does.
+
+    Raises:
+        InventoryError: a quote in it has no end.
+    """
+    given = os.environ.get("HIL_QEMU_ARGS", "")
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise InventoryError(f"HIL_QEMU_ARGS cannot be split: {error}", seen=given) from None
+
+
+class Plan(Protocol):
+    """What a machine is made of."""
+
+    @property
+    def qemu(self) -> Qemu: ...
+    @property
+    def accelerator(self) -> Accelerator: ...
+    @property
+    def iommu(self) -> bool: ...
+    def command(self, console: str, monitor: str, given: Path) -> list[str]:
+        """QEMU's arguments; ``given`` is the folder with the machine's keys."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a machine is made of: all that its saved state depends on."""
+    """The Debian host's: all that its saved state depends on."""
 
     qemu: Qemu
     accelerator: Accelerator
@@ -163,26 +195,38 @@ class _Plan:
         ):
             place = str(given / file).replace(",", ",,")
             command += ["-fw_cfg", f"name=opt/org.hil/{name},file={place}"]
-        command += ["-chardev", console, "-serial", "chardev:console"]
-        command += ["-chardev", monitor, "-mon", "chardev=monitor,mode=control"]
-        for index, name in enumerate((*PORTS, _SPARE)):
-            port = f"pcie-root-port,id=port-{name},chassis={index + 1}"
-            port += f",addr={_ROOT_PORT_SLOT:#x}.{index},multifunction=on"
-            command += ["-device", port]
-        # By default edu's DMA reaches 28 bits only.
-        command += ["-global", f"edu.dma_mask={(1 << 64) - 1:#x}"]
-        # A hub is the cable; nic1's has no far end.
-        cables = {"nic0": 0, "peer0": 0, "nic1": 1} if self.qemu.has_igb else {"nic1": 1}
-        for index, (name, cable) in enumerate(cables.items()):
-            model = "e1000e" if name == "nic1" else "igb"
-            command += ["-netdev", f"hubport,id=cable-{name},hubid={cable}"]
-            device = f"{model},id={name},bus=port-{name},netdev=cable-{name},romfile="
-            command += ["-device", f"{device},mac=52:54:00:68:69:{index:02x}"]
-        command += [
-            "-device",
-            "virtio-gpu-pci,id=gpu0,bus=port-gpu0,romfile=,iommu_platform=on,disable-legacy=on",
-        ]
-        return command
+        command += common_arguments(self.qemu, console, monitor)
+        return [*command, *more_arguments()]
+
+
+def common_arguments(qemu: Qemu, console: str, monitor: str) -> list[str]:
+    """Console, monitor, and the root ports with the devices that can be saved behind them.
+
+    Args:
+        qemu: which QEMU.
+        console: its chardev's options.
+        monitor: likewise.
+    """
+    command = ["-chardev", console, "-serial", "chardev:console"]
+    command += ["-chardev", monitor, "-mon", "chardev=monitor,mode=control"]
+    for index, name in enumerate((*PORTS, _SPARE)):
+        port = f"pcie-root-port,id=port-{name},chassis={index + 1}"
+        port += f",addr={_ROOT_PORT_SLOT:#x}.{index},multifunction=on"
+        command += ["-device", port]
+    # By default edu's DMA reaches 28 bits only.
+    command += ["-global", f"edu.dma_mask={(1 << 64) - 1:#x}"]
+    # A hub is the cable; nic1's has no far end.
+    cables = {"nic0": 0, "peer0": 0, "nic1": 1} if qemu.has_igb else {"nic1": 1}
+    for index, (name, cable) in enumerate(cables.items()):
+        model = "e1000e" if name == "nic1" else "igb"
+        command += ["-netdev", f"hubport,id=cable-{name},hubid={cable}"]
+        device = f"{model},id={name},bus=port-{name},netdev=cable-{name},romfile="
+        command += ["-device", f"{device},mac=52:54:00:68:69:{index:02x}"]
+    command += [
+        "-device",
+        "virtio-gpu-pci,id=gpu0,bus=port-gpu0,romfile=,iommu_platform=on,disable-legacy=on",
+    ]
+    return command
 
 
 def _block(name: str, path: Path, *, read_only: bool) -> str:
@@ -215,7 +259,7 @@ class EmulatedLab:
     console: Console
     ssh_port: int
 
-    def __init__(self, plan: _Plan, folder: Path, given: Path) -> None:
+    def __init__(self, plan: Plan, folder: Path, given: Path) -> None:
         self.accelerator = plan.accelerator
         self.how = "booted"
         self.times: dict[str, float] = {}
@@ -297,15 +341,7 @@ class EmulatedLab:
     ) -> EmulatedLab:
         progress(f"booting the lab host ({plan.accelerator.name}: {plan.accelerator.reason})")
         folder = run_folder()
-        for name in ("client", "host"):
-            pair = keys.generate()
-            (folder / f"new-{name}").write_text(pair.private)
-            (folder / f"new-{name}.pub").write_text(f"{pair.public}\n")
-        given = folder / "given"
-        given.mkdir()
-        for path in folder.glob("new-*"):
-            path.rename(given / path.name.removeprefix("new-"))
-        lab = cls(plan, folder, given)
+        lab = cls(plan, folder, _new_keys(folder))
         with lab._coming_up("boot"):
             lab._start([], deadline)
             lab._monitor("cont", deadline)
@@ -618,6 +654,17 @@ class EmulatedLab:
         if hasattr(self, "_process"):
             self._process.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _new_keys(folder: Path) -> Path:
+    """A folder below ``folder`` with the keys of a machine that boots for the first time."""
+    given = folder / "given"
+    given.mkdir()
+    for name in ("client", "host"):
+        pair = keys.generate()
+        (given / name).write_text(pair.private)
+        (given / f"{name}.pub").write_text(f"{pair.public}\n")
+    return given
 
 
 def _channel(path: Path) -> list[dict[str, object]]:
