@@ -24,10 +24,12 @@ def _false(shell: Shell, arguments: list[str]) -> int:
 
 
 def _break(shell: Shell, arguments: list[str]) -> int:
+    shell.status = 0
     raise Break(int(arguments[0]) if arguments else 1, again=False)
 
 
 def _continue(shell: Shell, arguments: list[str]) -> int:
+    shell.status = 0
     raise Break(int(arguments[0]) if arguments else 1, again=True)
 
 

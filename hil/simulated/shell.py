@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hil.simulated import expansion
+from hil.simulated.console import terminal
 from hil.simulated.errno import Errno, SimError
 from hil.simulated.expansion import ExpansionError
 from hil.simulated.files import Files, Regular, RegularStream
@@ -367,13 +368,28 @@ class Shell:
         child = self.process.child(self.process.arguments, {**self.process.files, 0: incoming})
         incoming.release()
         copy = self.subshell(child)
-        self.status = self.process.run_here(
-            child, lambda _: copy.inner(lambda: copy.run_command(last, final=True))
-        )
+        with self._in_foreground(child):
+            self.status = self.process.run_here(
+                child, lambda _: copy.inner(lambda: copy.run_command(last, final=True))
+            )
         statuses = [self._ended(each) for each in children]
         if "pipefail" in self.options:
             failed = [status for status in [*statuses, self.status] if status]
             self.status = failed[-1] if failed else 0
+
+    @contextlib.contextmanager
+    def _in_foreground(self, child: Process) -> Iterator[None]:
+        """Have the terminal's interrupt character reach ``child`` while the block runs."""
+        file = self.process.files.get(0) if self.interactive_mode else None
+        tty = terminal(file.stream) if file is not None else None
+        if tty is None:
+            yield
+            return
+        tty.foreground = child
+        try:
+            yield
+        finally:
+            tty.foreground = None
 
     def _tell_of(self, child: Process) -> None:
         """Say which signal ended a command that was waited for."""
@@ -449,6 +465,7 @@ class Shell:
             if self._condition(command.condition) is command.until:
                 return False
             self.process.check()
+            status[0] = 0  # after break and continue
             status[0] = self.run_list(command.body)
             return True
 
@@ -562,7 +579,8 @@ class Shell:
         finally:
             for file in opened:
                 file.release()
-        self.status = self.process.run_here(child, body)
+        with self._in_foreground(child):
+            self.status = self.process.run_here(child, body)
         self._tell_of(child)
 
     def _become(self, words: list[str], settings: dict[str, str], body: Body) -> None:

@@ -54,6 +54,10 @@ echo "$(echo "nested $(echo deep)")" "`echo \`echo old\``"
 true & wait $!; echo $?; false & wait $!; echo $?
 case "$1" in "") echo empty;; *) echo full;; esac; case 'a*' in 'a*') echo lit;; esac
 for i in 1 2; do for j in a b; do [ $i$j = 1b ] && continue 2; echo $i$j; done; done
+for i in 1 2; do false || continue; done; echo $?; for i in 1 2; do false || break; done; echo $?
+i=0; while [ $i = 0 ]; do i=1; false || continue; done; echo $?; while false; do :; done; echo $?
+while false || true; do false || break; done; echo $?
+i=0; until [ $i = 1 ]; do i=1; false; done; echo $?
 printf '%s=%d|%5s|%-5s|%x\n' k 12 ab cd 255; printf '%s\n' 1 2 3; printf 'a\tb\n'
 printf 'a\nb\nc\n' | tail -2; printf 'a\nb\nc\n' | head -1; printf 'abc' | tail -c 2
 printf 'one 1\ntwo 2\n' >f; grep -n t f; grep -c . f; grep -v o f; grep -E 'one|two' f; grep z f
