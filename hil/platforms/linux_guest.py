@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 
 from hil import events
 from hil.console.log import ConsoleLog
@@ -230,7 +231,9 @@ class QemuMachine:
                 deadline=deadline,
             )[1].check()
         self._qmp().execute("stop", deadline)
-        self._qmp().execute("migrate", deadline, uri=f"file:{path}")
+        # Not "file:", which shortens the file first: a disk cannot be shortened.
+        uri = f"exec:cat > {shlex.quote(path)}"
+        self._qmp().execute("migrate", deadline, uri=uri)
         self._wait_for_migration(LabError("the guest cannot be saved"), deadline)
         spec = self.spec
         return Template(spec.image, spec.memory, spec.cpus, path, self._host_key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +37,7 @@ class FakeLab:
 
 
 def shelf(lab: FakeLab, kind: str = "linux") -> Shelf:
-    return Shelf(cast(EmulatedLab, lab), kind)
+    return Shelf(cast("EmulatedLab", lab), kind)
 
 
 def make(path: str) -> Template:
@@ -63,7 +62,7 @@ def test_a_guest_is_saved_once_and_then_found() -> None:
     assert not built.exists()
     about = kept.with_name("template.json")
     assert stat.S_IMODE(about.stat().st_mode) == 0o600, "a private key is in it"
-    assert os.stat(kept).st_blocks < 100, "the disk is sparse"
+    assert kept.stat().st_blocks < 100, "the disk is sparse"
 
 
 @pytest.mark.usefixtures("cache_folder")
@@ -79,7 +78,7 @@ def test_other_labs_and_other_guests_have_their_own() -> None:
 def test_what_was_not_made_whole_is_not_found(cache_folder: Path) -> None:
     with pytest.raises(LabError):
         shelf(FakeLab()).template(refuse, soon())
-    assert list(cache_folder.glob("templates/*")) == []
+    assert list(cache_folder.glob("templates/[!.]*")) == []
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"image": "linux"}'])
@@ -95,4 +94,4 @@ def test_one_that_was_forgotten_is_gone(cache_folder: Path) -> None:
     one.template(make, soon())
     one.forget()
     one.forget()
-    assert list(cache_folder.glob("templates/*")) == []
+    assert list(cache_folder.glob("templates/[!.]*")) == []
