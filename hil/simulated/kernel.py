@@ -177,11 +177,14 @@ class _AttachedNic:
         log(f"{name}: netmap queues/slots: TX {queues}/1024, RX {queues}/1024")
 
     def _up(self, up: bool) -> None:
-        if not up:
-            self.driver.stop()
-            return
-        self.driver.start()
-        if self.driver.link:
+        with self._kernel.machine.lock:
+            if not up:
+                self.driver.stop()
+                return
+            self.driver.start()
+            link = self.driver.link
+        # without the lock: a guest's console may wait for its reader
+        if link:
             self._kernel.log(f"{self.interface.name}: link state changed to UP")
 
     def detach(self) -> None:

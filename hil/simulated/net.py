@@ -104,10 +104,9 @@ class Interface:
 
     def set_up(self, up: bool) -> None:
         """``ifconfig NAME up`` or ``down``."""
-        with self.lock:
-            if up != self.up:
-                self.up = up
-                self.on_up(up)
+        if up != self.up:
+            self.up = up
+            self.on_up(up)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """See every frame (bpf(4)); returns how to stop."""
