@@ -54,7 +54,7 @@ def test_vfs_cannot_be_taken_away_while_a_guest_has_one(
     two_guests_with_vfs: Pair,
 ) -> None:
     guest, vf = two_guests_with_vfs.guests[0], two_guests_with_vfs.devices[0]
-    with pytest.raises(ProductError, match="held by a guest|a guest holds one"):
+    with pytest.raises(ProductError, match=r"held by a guest|a guest holds one"):
         isolation.take_vfs_away(vf)
     ownership.check_guest_sees(guest, vf)
 
