@@ -112,8 +112,10 @@ _SYSCTLS = (
     "dev.ivhd",
 )
 
+#: The arguments are functions; without any, all.
 _CONFIGS = r"""
-for selector in $(pciconf -l | sed 's/^[^@]*@\(pci[0-9:]*\):.*/\1/'); do
+[ $# -gt 0 ] || set -- $(pciconf -l | sed 's/^[^@]*@\(pci[0-9:]*\):.*/\1/')
+for selector in "$@"; do
     echo "function $selector"
     pciconf -r "$selector" 0:0xfff
 done
@@ -130,7 +132,7 @@ _SURVEY: Mapping[str, tuple[str, ...]] = {
     "routes": ("netstat", "-rn"),
 }
 _SURVEY_IF_THERE: Mapping[str, tuple[str, ...]] = {
-    "configs": ("sh", "-c", _CONFIGS),
+    "configs": ("sh", "-c", _CONFIGS, "hil"),
     "camcontrol": ("camcontrol", "devlist", "-v"),
     # Without ZFS, zpool(8) would load it.
     "zpool": ("sh", "-c", "kldstat -q -m zfs && zpool status -LP"),
@@ -294,7 +296,13 @@ class FreebsdBhyve(Platform):
     # ---- functions ---------------------------------------------------------------
 
     def functions(self, deadline: Deadline) -> tuple[Function, ...]:
-        told = self._ask({**_SURVEY, **_SURVEY_IF_THERE}, deadline)
+        return self._survey((), deadline)
+
+    def _survey(self, chosen: Sequence[Address], deadline: Deadline) -> tuple[Function, ...]:
+        """These functions, or all if none is given."""
+        commands = {**_SURVEY, **_SURVEY_IF_THERE}
+        commands["configs"] += tuple(address.selector for address in chosen)
+        told = self._ask(commands, deadline)
         texts = {}
         for name, one in told.items():
             if one.status != 0 and name in _SURVEY:
@@ -304,7 +312,11 @@ class FreebsdBhyve(Platform):
         return functions(Survey(configs=configs, host=self.host, **texts))
 
     def function(self, address: Address, deadline: Deadline) -> Function:
-        for function in self.functions(deadline):
+        found = self._survey([address], deadline)
+        # A PF's VFs, and a VF's PF, are told by the others' configuration spaces.
+        if found and _has_relatives(found[0]):
+            found = self.functions(deadline)
+        for function in found:
             if function.address == address:
                 return function
         raise LabError(
@@ -356,7 +368,7 @@ class FreebsdBhyve(Platform):
     # ---- reserve and return ------------------------------------------------------
 
     def reserve(self, addresses: Sequence[Address], deadline: Deadline) -> Reservation:
-        everything = {f.address: f for f in self.functions(deadline)}
+        everything = {f.address: f for f in self._survey(addresses, deadline)}
         chosen = [self._passable(everything, address) for address in addresses]
         self._load_vmm(deadline)
         # What is reserved already, by pptdevs or with its VF's making, is left as it is.
@@ -736,6 +748,13 @@ class FreebsdBhyve(Platform):
             seen="\n".join(part for part in (_causes(diagnosis), result.stderr) if part),
             hint=diagnosis.remedy,
         )
+
+
+def _has_relatives(function: Function) -> bool:
+    """Whether it is a VF, whose own identity reads ffff (PCIe 9.3.4.1.1), or has some."""
+    config = function.config
+    vfs = config.sriov.requester_ids(function.address.requester_id) if config.sriov else ()
+    return config.vendor == 0xFFFF or bool(vfs)
 
 
 def _causes(diagnosis: Diagnosis) -> str:

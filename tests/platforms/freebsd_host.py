@@ -120,7 +120,8 @@ class FreebsdHost(FakeTransport):
         if command[:2] == ("sh", "-c") and command[2] == DRIVER.script:
             return self._returned(Address.parse(command[4]), command[5])
         if command[:2] == ("sh", "-c") and "pciconf -r" in command[2]:
-            selectors = [address.selector for address in self.entries]
+            selectors = command[4:] or [address.selector for address in self.entries]
+            selectors = [s for s in selectors if Address.parse(s) in self.entries]
             return 0, "".join(f"function {s}\n{self._dump(s)}" for s in selectors), ""
         raise AssertionError(f"the host was asked what it does not know: {line}")
 

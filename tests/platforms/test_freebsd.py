@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from hil.guests.images import GuestImage
 from hil.journal import FREEBSD, Journal
 from hil.pci.address import Address
 from hil.platforms.contract import Feature, Function, GuestSpec, Owner, Phase, Reservation
+from hil.platforms.freebsd import FreebsdBhyve
 from hil.platforms.freebsd_memory import (
     DevMemory,
     MdCanary,
@@ -23,8 +25,8 @@ from hil.platforms.freebsd_memory import (
     device_registers,
 )
 from hil.platforms.freebsd_undo import DRIVER, KINDS
-from tests.fakes import Answer, FakeTransport
-from tests.platforms.freebsd_host import EDU, EM, FAR, IGB, NVME, PORT, FreebsdHost
+from tests.fakes import Answer, FakeTransport, config
+from tests.platforms.freebsd_host import EDU, EM, FAR, IGB, PORT, FreebsdHost
 from tests.recorded import recorded
 
 BUSY = recorded("1-host-setup/060").errors
@@ -123,6 +125,18 @@ def test_all_is_asked_in_one_round_trip() -> None:
     host = FreebsdHost()
     host.platform().functions(soon())
     assert len(host.commands) == 1
+
+
+def test_one_function_s_configuration_is_read_unless_others_tell_of_it() -> None:
+    host = FreebsdHost()
+    platform = host.platform()
+    assert platform.function(EM, soon()).driver == "em"
+    (command,) = host.commands
+    assert f"hil {EM.selector}; printf" in command[2]
+    # A virtual function: which physical one it is of, only that one's tells.
+    host.configs[EM] = config(0xFFFF, 0xFFFF)
+    platform.function(EM, soon())
+    assert len(host.commands) == 3
 
 
 def test_an_answer_that_is_cut_off_is_an_error() -> None:
@@ -237,27 +251,29 @@ def test_bridges_and_what_is_not_there_are_refused_untouched(address: Address, w
     assert host.changes == []
 
 
+def survey_with(platform: FreebsdBhyve, **changes: Any) -> None:
+    """All that the platform finds is changed so."""
+    whole = platform._survey
+
+    def survey(chosen: Sequence[Address], deadline: Deadline) -> tuple[Function, ...]:
+        return tuple(dataclasses.replace(f, **changes) for f in whole([EM], deadline))
+
+    platform._survey = survey  # type: ignore[method-assign]
+
+
 def test_what_the_host_needs_is_refused_untouched() -> None:
     host = FreebsdHost()
     platform = host.platform()
-    whole = platform.functions
-
-    def functions(deadline: Deadline) -> tuple[Function, ...]:
-        return tuple(dataclasses.replace(f, in_use_as="root disk") for f in whole(deadline))
-
-    platform.functions = functions  # type: ignore[method-assign]
+    survey_with(platform, in_use_as="root disk")
     with pytest.raises(InventoryError, match="is the host's root disk"):
-        platform.reserve([NVME], soon())
+        platform.reserve([EM], soon())
     assert host.changes == []
 
 
 def test_another_pci_domain_is_refused_for_bhyve_would_take_another_function() -> None:
     platform = FreebsdHost().platform()
     far = Address.parse("0001:00:05.0")
-    whole = platform.functions
-    platform.functions = lambda deadline: tuple(  # type: ignore[method-assign]
-        dataclasses.replace(f, address=far) if f.address == EM else f for f in whole(deadline)
-    )
+    survey_with(platform, address=far)
     with pytest.raises(InventoryError, match="bhyve passes functions of domain 0"):
         platform.reserve([far], soon())
 
@@ -371,7 +387,7 @@ def test_vfs_are_made_from_a_written_configuration(schema: str, macs: int) -> No
         f"rm -f {path}": "",
     }
     with_vfs(host, 2)
-    platform.functions = lambda deadline: host.found  # type: ignore[attr-defined, method-assign]
+    platform._survey = lambda chosen, deadline: host.found  # type: ignore[attr-defined, method-assign]
     assert len(platform.create_vfs(IGB, 2, soon())) == 2
     text = host.files[path].decode()
     assert 'device : "igb0";\n    num_vfs : 2;' in text
