@@ -282,6 +282,5 @@ class OpenTty:
 
 def terminal(stream: object) -> Tty | None:
     """The terminal behind an open file's stream, if it is one."""
-    if isinstance(stream, Tty):
-        return stream
-    return stream.tty if isinstance(stream, OpenTty) else None
+    found = stream if isinstance(stream, Tty) else getattr(stream, "tty", None)
+    return found if isinstance(found, Tty) else None

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import asyncssh
 from asyncssh.packet import UInt32
 
+from hil.simulated.console import Tty
 from hil.simulated.process import (
     SIGNALS,
     OpenFile,
@@ -156,6 +157,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         self._channel: asyncssh.SSHServerChannel[bytes] | None = None
         self._open_outputs = 2
         self._status: int | None = None
+        self._tty: Tty | None = None
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self._channel = chan
@@ -167,6 +169,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         return True
 
     def pty_requested(self, *_: object) -> bool:
+        # The outputs are made when the session starts, after this.
+        self._tty = Tty(transmit=lambda data: self._out.send(data))  # noqa: PLW0108
         return True
 
     def session_started(self) -> None:
@@ -187,7 +191,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
                 "SSH_CONNECTION": self._addresses,
                 "USER": "root",
             },
-            files={0: self._input.reader, 1: OpenFile(self._out), 2: OpenFile(self._err)},
+            files=self._files(),
+            tty="-" if self._tty is None else "0",
         )
 
         def body(process: Process) -> int:
@@ -198,6 +203,13 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         threading.Thread(
             target=self._run, args=(process, body), name="simulated-sshd", daemon=True
         ).start()
+
+    def _files(self) -> dict[int, OpenFile]:
+        if self._tty is None:
+            return {0: self._input.reader, 1: OpenFile(self._out), 2: OpenFile(self._err)}
+        self._open_outputs = 1
+        terminal = OpenFile(_Terminal(self._tty, self._out), "/dev/pts/0")
+        return dict.fromkeys(range(3), terminal)
 
     def _run(self, process: Process, body: Callable[[Process], int]) -> None:
         def tell() -> None:
@@ -238,10 +250,15 @@ class _Session(asyncssh.SSHServerSession[bytes]):
     # What the client sends
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
-        self._feed.add(data)
+        if self._tty is not None:
+            self._tty.received(data)
+        else:
+            self._feed.add(data)
 
     def eof_received(self) -> bool:
         self._feed.end()
+        if self._tty is not None:
+            self._tty.hang_up()
         return True
 
     def signal_received(self, signal: str) -> None:
@@ -258,6 +275,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         self._channel = None
         self._feed.end()
+        if self._tty is not None:
+            self._tty.hang_up()
         for output in (getattr(self, "_out", None), getattr(self, "_err", None)):
             if output is not None:
                 output.lost = True
@@ -308,7 +327,11 @@ class ChannelOutput:
         process.check()
         if self.lost:
             broken_pipe(process)
-        self._loop.call_soon_threadsafe(self._send, bytes(data))
+        self.send(bytes(data))
+
+    def send(self, data: bytes) -> None:
+        """Send without waiting, from any thread."""
+        self._loop.call_soon_threadsafe(self._send, data)
 
     def _send(self, data: bytes) -> None:
         if not self.lost and not self._channel.is_closing():
@@ -317,6 +340,23 @@ class ChannelOutput:
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._session.output_closed)
+
+
+class _Terminal:
+    """A session's terminal: its line discipline, and the end of its channel."""
+
+    def __init__(self, tty: Tty, output: ChannelOutput) -> None:
+        self.tty = tty
+        self._output = output
+
+    def read(self, process: Process, limit: int) -> bytes:
+        return self.tty.read(process, limit)
+
+    def write(self, process: Process, data: bytes) -> None:
+        self.tty.write(process, data)
+
+    def close(self) -> None:
+        self._output.close()
 
 
 # One event loop, in one thread, for all servers of a program.

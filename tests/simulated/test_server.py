@@ -115,3 +115,35 @@ def test_two_hosts_at_once_are_two(host: SimulatedHost) -> None:
     assert "vmm" in transport.run(["kldstat"], deadline=soon()).stdout
     transport.close()
     other.close()
+
+
+def test_a_terminal_echoes_and_its_interrupt_reaches_the_command(host: SimulatedHost) -> None:
+    transport = paramiko.Transport(("127.0.0.1", host.port))
+    transport.start_client(timeout=60)
+    key = paramiko.Ed25519Key.from_private_key(io.StringIO(host.private_key.decode()))
+    transport.auth_publickey("root", key)
+    channel = transport.open_session(timeout=60)
+    channel.get_pty()
+    channel.invoke_shell()
+    channel.settimeout(60)
+    seen = b""
+
+    def until(wanted: bytes) -> None:
+        nonlocal seen
+        while wanted not in seen:
+            piece = channel.recv(65536)
+            assert piece, seen
+            seen += piece
+        seen = seen.partition(wanted)[2]
+
+    until(b"# ")
+    channel.sendall(b"echo a$((1+1))\r")
+    until(b"echo a$((1+1))\r\na2\r\n# ")
+    channel.sendall(b"cat\rline\r")
+    until(b"cat\r\nline\r\nline\r\n")
+    channel.sendall(b"\x03")
+    until(b"^C")
+    until(b"# ")
+    channel.sendall(b"exit 3\r")
+    assert channel.recv_exit_status() == 3
+    transport.close()

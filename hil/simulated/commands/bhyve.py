@@ -10,12 +10,13 @@ import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, cast
 
 from hil.simulated.commands.bhyve_config import Config, Slot, parse
 from hil.simulated.commands.options import flags, getopt, refuse, size_of
-from hil.simulated.console import OpenTty
+from hil.simulated.console import Modes, OpenTty, Tty, terminal
 from hil.simulated.errno import Errno, SimError
 from hil.simulated.guest_image import GuestImage
 from hil.simulated.host_system import HostSystem
@@ -110,6 +111,9 @@ class _Machine:
         self._passed: dict[tuple[int, int], Passthru] = {}
         self._taps: list[Tap] = []
         self._console: OpenFile | None = None
+        self._own: Tty | None = None
+        """The terminal that bhyve itself was started at, if com1 is there."""
+        self._modes = Modes()
         self._destroyed = threading.Event()
 
     def make(self) -> None:
@@ -152,7 +156,10 @@ class _Machine:
         if not config.console:
             return
         if config.console == "stdio":
-            self._console = None
+            self._own = terminal(self._process.file(0).stream)
+            if self._own is not None:
+                self._modes = self._own.modes
+                _make_raw(self._own)
             return
         try:
             file = self._host.files.open(self._process, config.console, "rwn")
@@ -161,7 +168,7 @@ class _Machine:
         if file is None or not isinstance(file.stream, OpenTty):
             raise _Failure(f"Unable to initialize backend '{config.console}' for LPC device com1")
         self._console = file.reference()
-        _make_raw(file.stream)
+        _make_raw(file.stream.tty)
 
     def _pass(self, place: Slot, device: Mapping[str, str]) -> None:
         from hil.simulated.passthru import Passthru, PassthruError, Refusal
@@ -336,6 +343,9 @@ class _Machine:
         if self._console is not None:
             self._console.release()
             self._console = None
+        if self._own is not None:
+            with self._own.changed:
+                self._own.modes = self._modes
 
 
 def _notify(condition: threading.Condition) -> None:
@@ -343,11 +353,9 @@ def _notify(condition: threading.Condition) -> None:
         condition.notify_all()
 
 
-def _make_raw(stream: OpenTty) -> None:
-    from dataclasses import replace
-
-    with stream.tty.changed:
-        stream.tty.modes = replace(stream.tty.modes.raw(), clocal=True)
+def _make_raw(tty: Tty) -> None:
+    with tty.changed:
+        tty.modes = replace(tty.modes.raw(), clocal=True)
 
 
 def _passthru_text(
@@ -458,7 +466,7 @@ def _console(process: Process, host: HostSystem, path: str) -> Iterator[Callable
         raise Exit(64) from None
     try:
         if isinstance(file.stream, OpenTty):
-            _make_raw(file.stream)
+            _make_raw(file.stream.tty)
         yield lambda data: file.stream.write(process, data)
     finally:
         file.release()
