@@ -249,8 +249,8 @@ class _Input:
         return 0
 
 
-#: Who holds which file locked, by system and path.
-_LOCKS: dict[tuple[int, str], Process] = {}
+#: Who holds which file locked, by which descriptor; by system and path.
+_LOCKS: dict[tuple[int, str], tuple[Process, int]] = {}
 
 
 class _Descriptors:
@@ -277,18 +277,20 @@ class _Descriptors:
         return self._process.file(descriptor).name
 
     def close(self, descriptor: int) -> None:
-        _LOCKS.pop((id(self._process.system), self.name(descriptor)), None)
+        key = (id(self._process.system), self.name(descriptor))
+        if _LOCKS.get(key) == (self._process, descriptor):
+            del _LOCKS[key]
         self._process.close(descriptor)
 
     def flock(self, descriptor: int, operation: int) -> None:
         """An exclusive lock that nobody waits for; it ends with its process."""
         del operation
         key = (id(self._process.system), self.name(descriptor))
-        holder = _LOCKS.setdefault(key, self._process)
-        if holder is not self._process:
-            if holder.status is None:
-                raise BlockingIOError(35, "Resource temporarily unavailable")
-            _LOCKS[key] = self._process
+        own = (self._process, descriptor)
+        holder, number = _LOCKS.get(key, own)
+        if (holder, number) != own and holder.status is None:
+            raise BlockingIOError(35, "Resource temporarily unavailable")
+        _LOCKS[key] = own
 
     def read(self, descriptor: int, length: int) -> bytes:
         data: bytes = self._call(self._process.read, length, descriptor)

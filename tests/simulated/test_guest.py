@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from importlib.resources import files
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from hil.simulated.guest_image import GuestImage
 from hil.simulated.guest_text import loader_output
 from hil.simulated.machine import Machine
 from hil.simulated.topology import lab, recorded
+from hil.transport.agent import Agent
 from hil.transport.keys import generate
 from hil.transport.ssh import SshTransport
 from tests.recorded import recorded as recording
@@ -255,30 +258,67 @@ umask 077; echo '{key}' > /var/run/keys; ssh-keygen -q -t ed25519 -N '' -f /var/
 /usr/sbin/sshd -f /dev/null -p 2222 -h /var/run/hil_key -o AuthorizedKeysFile=/var/run/keys"""
 
 
-def test_it_is_reached_by_ssh_once_it_has_an_address(
-    host: Machine, boot: Boot, tmp_path: Path
-) -> None:
-    guest = boot(host, tap=True)
-    guest.log_in()
+def reached(guest: Bhyve) -> SshTransport:
+    """Log in by SSH, as hil does: root at the console lets a key in."""
     key = generate()
     guest.run(LET_IN.format(key=key.public))
-    assert guest.networks.forward("198.19.0.2", 2222) is None
     guest.run(f"ifconfig vtnet0 | grep -q {TAP} && ifconfig vtnet0 inet 198.19.0.2/30 up")
-    assert guest.networks.forward("198.19.0.2", 22) is None
     where = guest.networks.forward("198.19.0.2", 2222)
     assert where is not None
-    transport = SshTransport.connect(
+    return SshTransport.connect(
         "guest",
-        *where[:1],
+        where[0],
         port=where[1],
         key=key.load(),
         host_key=guest.run("cat /var/run/hil_key.pub").strip(),
         deadline=Deadline(60, "SSH"),
     )
+
+
+def test_it_is_reached_by_ssh_once_it_has_an_address(host: Machine, boot: Boot) -> None:
+    guest = boot(host, tap=True)
+    guest.log_in()
+    assert guest.networks.forward("198.19.0.2", 2222) is None
+    transport = reached(guest)
+    assert guest.networks.forward("198.19.0.2", 22) is None
     done = transport.run(["hostname"], deadline=Deadline(60, "hostname"))
     assert done.stdout == "bhyveguest\n"
-    transport.close()
     assert "2222" in guest.run("sockstat -4 -l -p 2222")
+    transport.close()
+    guest.run("ifconfig vtnet0 down")
+    assert guest.networks.forward("198.19.0.2", 2222) is None
+
+
+KEPT = {"hw.physmem": str(192 << 20), "hil.dma": f"{192 << 20:#x}:{64 << 20:#x}"}
+
+
+def test_hil_s_in_guest_driver_moves_bytes_by_the_device_s_dma(host: Machine, boot: Boot) -> None:
+    image = GuestImage().with_environment(KEPT)
+    guest = boot(host, devices={8: "edu0"}, tap=True, image=image)
+    guest.log_in()
+    transport = reached(guest)
+    code = files("hil.probes.remote").joinpath("in_guest.py").read_text("utf-8")
+    agent = Agent(transport, code, Deadline(60, "the driver"))
+
+    def ask(what: str, **arguments: object) -> Any:
+        return agent.ask(what, Deadline(60, what), **arguments)
+
+    edu = "0000:00:08.0"
+    ask("open", address=edu)
+    assert ask("read", address=edu, bar=0, offset=0, width=4) == 0x010000ED
+    memory = ask("allocate", size=4096)
+    assert memory["pages"] == [192 << 20]
+    ask("fill", memory=memory["id"], offset=0, data=base64.b64encode(b"by DMA!!").decode())
+    for source, target, command in ((192 << 20, 0x40000, 1), (0x40000, (192 << 20) + 64, 3)):
+        writes = [[0x80, 8, source], [0x88, 8, target], [0x90, 8, 8], [0x98, 8, command]]
+        ask("transfer", address=edu, bar=0, writes=writes, wait=[0x98, 8, 1, 0, 10])
+    got = base64.b64decode(ask("dump", memory=memory["id"], offset=64, length=8))
+    assert got == b"by DMA!!"
+    assert guest.vm.read((192 << 20) + 64, 8) == b"by DMA!!"
+    again = ask("allocate", size=4096)
+    assert again["pages"] == [194 << 20]
+    agent.close()
+    transport.close()
 
 
 def test_python_runs_only_hil_s_programs(host: Machine, boot: Boot) -> None:
