@@ -34,12 +34,19 @@ class Accelerator:
     """Why this one, as a sentence."""
 
 
+def no_device() -> str:
+    """Why KVM need not be tried here; empty if its device can be opened."""
+    if not DEVICE.exists():
+        return "there is no /dev/kvm"
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return "this user may not open /dev/kvm"
+    return ""
+
+
 def choose(qemu: str, version: str, image: Image, progress: Progress) -> Accelerator:
     """The accelerator for ``qemu`` on this machine."""
-    if not DEVICE.exists():
-        return Accelerator("tcg", "there is no /dev/kvm")
-    if not os.access(DEVICE, os.R_OK | os.W_OK):
-        return Accelerator("tcg", "this user may not open /dev/kvm")
+    if reason := no_device():
+        return Accelerator("tcg", reason)
     identity = "\n".join((_text("/proc/sys/kernel/random/boot_id"), processor(), version))
     key = hashlib.sha256(f"{identity}\n{image.key}".encode()).hexdigest()
     place = cache.directory() / f"kvm-{key[:16]}.json"

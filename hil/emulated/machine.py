@@ -137,6 +137,10 @@ class Plan(Protocol):
     def accelerator(self) -> Accelerator: ...
     @property
     def iommu(self) -> bool: ...
+    def key(self) -> str:
+        """Names all of it; the same for machines that are the same."""
+        ...
+
     def command(self, console: str, monitor: str, given: Path) -> list[str]:
         """QEMU's arguments; ``given`` is the folder with the machine's keys."""
         ...
@@ -167,14 +171,12 @@ class _Plan:
     def command(self, console: str, monitor: str, given: Path) -> list[str]:
         """QEMU's arguments; ``given`` is the folder with the machine's keys."""
         kvm = self.accelerator.name == "kvm"
-        command = [self.qemu.path, "-name", "hil-lab", "-nodefaults", "-no-user-config"]
-        command += ["-display", "none", "-no-shutdown", "-machine", "q35,kernel-irqchip=split"]
+        command = base_arguments(self.qemu)
         if kvm:
             command += ["-accel", "kvm", "-cpu", "host"]
         else:
             # SVM is the one nested virtualization that TCG has.
             command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC,+svm,+npt"]
-        command += ["-smp", "2", "-m", f"{MEMORY >> 20}M"]
         if self.iommu:
             command += ["-device", "intel-iommu,intremap=on,caching-mode=off"]
         words = ["console=ttyS0", "root=/dev/vda", "net.ifnames=0", "intel_iommu=on"]
@@ -185,7 +187,7 @@ class _Plan:
         command += ["-kernel", str(self.host.kernel), "-initrd", str(self.host.initrd)]
         command += ["-append", " ".join(words)]
         for name, path, slot in (("root", self.host.root, 2), ("images", self.guests, 3)):
-            command += ["-blockdev", _block(name, path, read_only=True)]
+            command += ["-blockdev", block(name, path, read_only=True)]
             command += ["-device", f"virtio-blk-pci,drive={name},serial={name},addr={slot}"]
         command += ["-netdev", "user,id=management,hostfwd=tcp:127.0.0.1:0-:22"]
         command += ["-device", "virtio-net-pci,netdev=management,romfile=,addr=4"]
@@ -195,11 +197,18 @@ class _Plan:
         ):
             place = str(given / file).replace(",", ",,")
             command += ["-fw_cfg", f"name=opt/org.hil/{name},file={place}"]
-        command += common_arguments(self.qemu, console, monitor)
+        command += device_arguments(self.qemu, console, monitor)
         return [*command, *more_arguments()]
 
 
-def common_arguments(qemu: Qemu, console: str, monitor: str) -> list[str]:
+def base_arguments(qemu: Qemu) -> list[str]:
+    """QEMU and the machine's chipset, number of processors and memory."""
+    command = [qemu.path, "-name", "hil-lab", "-nodefaults", "-no-user-config"]
+    command += ["-display", "none", "-no-shutdown", "-machine", "q35,kernel-irqchip=split"]
+    return [*command, "-smp", "2", "-m", f"{MEMORY >> 20}M"]
+
+
+def device_arguments(qemu: Qemu, console: str, monitor: str) -> list[str]:
     """Console, monitor, and the root ports with the devices that can be saved behind them.
 
     Args:
@@ -229,7 +238,7 @@ def common_arguments(qemu: Qemu, console: str, monitor: str) -> list[str]:
     return command
 
 
-def _block(name: str, path: Path, *, read_only: bool) -> str:
+def block(name: str, path: Path, *, read_only: bool) -> str:
     return json.dumps(
         {
             "driver": "raw",
@@ -302,7 +311,7 @@ class EmulatedLab:
                 not be made, or the host did not come up (with its console's last lines).
         """
         qemu = find_qemu()
-        _require_memory(MEMORY)
+        require_memory(MEMORY)
         host = images.build(images.HOST, progress)
         guest = images.build(images.GUEST, progress)
         guests = images.bundle([guest], progress)
@@ -341,7 +350,7 @@ class EmulatedLab:
     ) -> EmulatedLab:
         progress(f"booting the lab host ({plan.accelerator.name}: {plan.accelerator.reason})")
         folder = run_folder()
-        lab = cls(plan, folder, _new_keys(folder))
+        lab = cls(plan, folder, new_keys(folder))
         with lab._coming_up("boot"):
             lab._start([], deadline)
             lab._monitor("cont", deadline)
@@ -450,7 +459,7 @@ class EmulatedLab:
     def _plug(self, device: str, deadline: Deadline) -> None:
         port = f"port-{device}"
         if device == "nvme0":
-            node = json.loads(_block("nvme", self._folder / "nvme.img", read_only=False))
+            node = json.loads(block("nvme", self._folder / "nvme.img", read_only=False))
             self._monitor("blockdev-add", deadline, **node)
             self._monitor(
                 "device_add", deadline, driver="nvme", id=device, bus=port, drive="nvme",
@@ -509,7 +518,7 @@ class EmulatedLab:
 
     def plug_disk(self, path: Path, deadline: Deadline, *, read_only: bool) -> str:
         """Plug a raw disk image into the host; its path there.  There is room for one."""
-        node = json.loads(_block(_SPARE, path, read_only=read_only))
+        node = json.loads(block(_SPARE, path, read_only=read_only))
         self._monitor("blockdev-add", deadline, **node)
         self._monitor(
             "device_add", deadline, driver="virtio-blk-pci", id=_SPARE, bus=f"port-{_SPARE}",
@@ -656,7 +665,7 @@ class EmulatedLab:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _new_keys(folder: Path) -> Path:
+def new_keys(folder: Path) -> Path:
     """A folder below ``folder`` with the keys of a machine that boots for the first time."""
     given = folder / "given"
     given.mkdir()
@@ -704,7 +713,7 @@ def _available_memory() -> int:
     return 1 << 62
 
 
-def _require_memory(size: int) -> None:
+def require_memory(size: int) -> None:
     available = _available_memory()
     if available < size:
         raise LabError(

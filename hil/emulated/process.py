@@ -29,9 +29,14 @@ _END_LIMIT = 10.0
 _STARTING = 3600.0
 
 
-def run_folder() -> Path:
-    """A new private folder, gone when its lab is; removes those of dead labs."""
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+def run_folder(base: Path | None = None) -> Path:
+    """A new private folder, gone when its lab is; removes those of dead labs.
+
+    By default below ``$XDG_RUNTIME_DIR``, which may be memory; ``base`` is for labs with disks.
+    """
+    if base is not None:
+        base.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
         base = Path(runtime) / "hil"
     else:
         base = Path(tempfile.gettempdir()) / f"hil-{os.getuid()}"
