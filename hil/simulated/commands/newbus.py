@@ -67,7 +67,8 @@ def devctl(process: Process) -> int:
         "enable": lambda: kernel.enable(name),
         "rescan": lambda: kernel.rescan(name),
         "delete": lambda: kernel.delete(name, force=forced),
-        "reset": lambda: kernel.reset(name, detach=forced),
+        # the request ends when the function has had its time (PCIe 6.6.2)
+        "reset": lambda: process.sleep(kernel.reset(name, detach=forced)),
     }
     action = actions.get(verb)
     if action is None:
