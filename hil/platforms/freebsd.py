@@ -299,10 +299,13 @@ class FreebsdBhyve(Platform):
         return self._survey((), deadline)
 
     def _survey(self, chosen: Sequence[Address], deadline: Deadline) -> tuple[Function, ...]:
-        """These functions, or all if none is given."""
+        """At least these functions, or all if none is given."""
         commands = {**_SURVEY, **_SURVEY_IF_THERE}
         commands["configs"] += tuple(address.selector for address in chosen)
         told = self._ask(commands, deadline)
+        if chosen and "IOV enabled" in told["pciconf"].text:
+            # Which functions are virtual, and whose, only the physical ones' configuration tells.
+            return self._survey((), deadline)
         texts = {}
         for name, one in told.items():
             if one.status != 0 and name in _SURVEY:
@@ -312,11 +315,7 @@ class FreebsdBhyve(Platform):
         return functions(Survey(configs=configs, host=self.host, **texts))
 
     def function(self, address: Address, deadline: Deadline) -> Function:
-        found = self._survey([address], deadline)
-        # A PF's VFs, and a VF's PF, are told by the others' configuration spaces.
-        if found and _has_relatives(found[0]):
-            found = self.functions(deadline)
-        for function in found:
+        for function in self._survey([address], deadline):
             if function.address == address:
                 return function
         raise LabError(
@@ -748,13 +747,6 @@ class FreebsdBhyve(Platform):
             seen="\n".join(part for part in (_causes(diagnosis), result.stderr) if part),
             hint=diagnosis.remedy,
         )
-
-
-def _has_relatives(function: Function) -> bool:
-    """Whether it is a VF, whose own identity reads ffff (PCIe 9.3.4.1.1), or has some."""
-    config = function.config
-    vfs = config.sriov.requester_ids(function.address.requester_id) if config.sriov else ()
-    return config.vendor == 0xFFFF or bool(vfs)
 
 
 def _causes(diagnosis: Diagnosis) -> str:

@@ -56,6 +56,8 @@ class FreebsdHost(FakeTransport):
             for address, entry in self.entries.items()
         }
         self.sysctls = SYSCTLS
+        #: What the PF's SR-IOV capability is said to be.
+        self.iov = "IOV disabled"
         #: Answers to whole command lines, before all else.
         self.answers: dict[str, Answer] = {}
         self.texts = {
@@ -144,15 +146,10 @@ class FreebsdHost(FakeTransport):
         chosen = [Address.parse(rest[0])] if rest else list(self.entries)
         text = recorded("1-host-setup/018" if option == "-lvbce" else "1-host-setup/059").text
         blocks = {Address.parse(b.split("@")[1].split(":\t")[0]): b for b in _blocks(text)}
-        return (
-            0,
-            "".join(
-                self.drivers[a][0] + "@" + blocks[a].partition("@")[2]
-                for a in chosen
-                if a in blocks
-            ),
-            "",
+        shown = "".join(
+            self.drivers[a][0] + "@" + blocks[a].partition("@")[2] for a in chosen if a in blocks
         )
+        return 0, shown.replace("IOV disabled", self.iov), ""
 
     def _dump(self, selector: str) -> str:
         data = self.configs[Address.parse(selector)].data

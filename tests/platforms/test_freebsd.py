@@ -25,7 +25,7 @@ from hil.platforms.freebsd_memory import (
     device_registers,
 )
 from hil.platforms.freebsd_undo import DRIVER, KINDS
-from tests.fakes import Answer, FakeTransport, config
+from tests.fakes import Answer, FakeTransport
 from tests.platforms.freebsd_host import EDU, EM, FAR, IGB, PORT, FreebsdHost
 from tests.recorded import recorded
 
@@ -133,8 +133,8 @@ def test_one_function_s_configuration_is_read_unless_others_tell_of_it() -> None
     assert platform.function(EM, soon()).driver == "em"
     (command,) = host.commands
     assert f"hil {EM.selector}; printf" in command[2]
-    # A virtual function: which physical one it is of, only that one's tells.
-    host.configs[EM] = config(0xFFFF, 0xFFFF)
+    # Where there are virtual functions, only the physical ones' tell whose they are.
+    host.iov = "IOV enabled"
     platform.function(EM, soon())
     assert len(host.commands) == 3
 
