@@ -67,7 +67,7 @@ def footprint(platform: FreebsdBhyve) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "host", ["freebsd-13-amd", "freebsd-14-intel", "freebsd-current-amd"], indirect=True
+    "host", ["freebsd-13.2-amd", "freebsd-14-intel", "freebsd-current-amd"], indirect=True
 )
 def test_a_device_goes_to_a_guest_and_back_and_leaves_nothing(platform: FreebsdBhyve) -> None:
     before = footprint(platform)
@@ -109,7 +109,7 @@ def test_a_killed_guest_holds_its_device_until_it_is_destroyed(platform: Freebsd
 
 
 @pytest.mark.parametrize(
-    "host", ["freebsd-13-amd without IOMMU", "freebsd-15-intel without IOMMU"], indirect=True
+    "host", ["freebsd-13.2-amd without IOMMU", "freebsd-15-intel without IOMMU"], indirect=True
 )
 def test_a_start_without_iommu_fails_and_says_which_cause_it_was(platform: FreebsdBhyve) -> None:
     assert Feature.IOMMU not in platform.features
