@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hil.doctor.check import Check
+    from hil.emulated.image_store import Image
     from hil.lab.lease import Holder, Lease
     from hil.lab.models import Lab
     from hil.platforms.contract import Function, Platform
@@ -483,6 +485,18 @@ def up(
         list[str] | None,
         typer.Option(metavar="FAULT", help="A bug of the past that the simulated host has."),
     ] = None,
+    host_image: Annotated[
+        str,
+        typer.Option(metavar="FILE|NAME", help="A FreeBSD disk image as the emulated host."),
+    ] = "",
+    guest_image: Annotated[
+        str, typer.Option(metavar="FILE|NAME", help="One for its guests; else the same.")
+    ] = "",
+    qemu: Annotated[str, typer.Option(metavar="FILE", help="QEMU to use ($HIL_QEMU).")] = "",
+    qemu_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORD", help="One more argument for QEMU ($HIL_QEMU_ARGS)."),
+    ] = None,
 ) -> None:
     """Bring up an emulated lab, or a simulated host, that stays up until hil lab down."""
     from hil.lab import keeper
@@ -492,13 +506,34 @@ def up(
     kind = "simulated" if simulated else "emulated"
     name = name or simulated.replace(".", "_") or kind
     _check_name(name)
-    words = [simulated, *(fault or ())] if simulated else []
-    keeper.start(name, Deadline(UP, f"the lab {name}"), _say, simulated=words)
+    if simulated and (host_image or guest_image or qemu or qemu_arg):
+        raise InventoryError("a simulated host has no image and no QEMU", hint="leave out one")
+    if guest_image and not host_image:
+        raise InventoryError(
+            "--guest-image goes with --host-image", hint="the emulated lab has guests of its own"
+        )
+    if qemu:
+        os.environ["HIL_QEMU"] = str(Path(qemu).resolve()) if "/" in qemu else qemu
+    if qemu_arg:
+        os.environ["HIL_QEMU_ARGS"] = shlex.join(qemu_arg)
+    words = [simulated, *(fault or ())] if simulated else _emulated(host_image, guest_image)
+    keeper.start(name, Deadline(UP, f"the lab {name}"), _say, lab=words)
     option = "" if name == "emulated" else f" --name {name}"
     typer.echo(
         f"the {kind} lab {name} is up: "
         f"hil lab ssh{option}, hil lab console{option}, hil lab down{option}"
     )
+
+
+def _emulated(host_image: str, guest_image: str) -> list[str]:
+    """What the keeper, which works in another folder, takes for the emulated lab."""
+    from hil.lab.load import load
+
+    if not host_image:
+        return []
+    # Mistakes are told here, at once.
+    lab = load(f"emulated:{host_image}" + (f",{guest_image}" if guest_image else ""))
+    return [f"emulated:{lab.host_image},{lab.guest_image}"]
 
 
 @lab_app.command()
@@ -637,6 +672,59 @@ def _host(inventory: Lab, host: str) -> str:
         f"the lab {inventory.name} has no host {host!r}" if host else "name a host",
         hint=f"its hosts are: {', '.join(inventory.hosts)}",
     )
+
+
+# ---- hil image ---------------------------------------------------------------------------
+
+image_app = typer.Typer(
+    no_args_is_help=True, help="Disk images of FreeBSD for emulated hosts: add, list, remove."
+)
+app.add_typer(image_app, name="image")
+
+
+@image_app.command()
+@_command
+def add(
+    source: Annotated[str, typer.Argument(metavar="URL|FILE", help="Raw or qcow2; xz, zstd.")],
+    sha256: Annotated[str, typer.Option(metavar="SUM", help="Of URL or FILE as it is.")],
+    name: Annotated[str, typer.Option(metavar="NAME", help="What to call it.")] = "",
+) -> None:
+    """Fetch an image, or copy it, into hil's cache; nothing is ever fetched unasked."""
+    from hil.emulated import image_store
+
+    image = image_store.add(source, sha256, name=name, progress=_say)
+    typer.echo(f"{image.name}: {_size(image)}; next: hil lab up --host-image {image.name}")
+
+
+@image_app.command("list")
+@_command
+def list_images(as_json: JsonOption = False) -> None:
+    """List the images that were added."""
+    from hil.emulated import image_store
+    from hil.reporting.text import one_line
+
+    images = image_store.images()
+    if as_json:
+        typer.echo(json.dumps([asdict(image) for image in images], indent=1, default=str))
+        return
+    for image in images:
+        typer.echo(one_line(f"{image.name}: {_size(image)}, from {image.source}", 500))
+    if not images:
+        typer.echo("no images; add one with: hil image add URL|FILE --sha256 SUM")
+
+
+def _size(image: Image) -> str:
+    return f"{image.disk.format}, {image.disk.size / 2**30:.1f} GiB"
+
+
+@image_app.command()
+@_command
+def remove(name: Annotated[str, typer.Argument(metavar="NAME", help="As listed.")]) -> None:
+    """Remove an image that was added."""
+    from hil.emulated import image_store
+
+    image_store.remove(name)
+    typer.echo(f"the image {name} is removed")
 
 
 # ---- hil leases, hil recover ------------------------------------------------------------

@@ -125,7 +125,7 @@ def start(
     deadline: Deadline,
     progress: Progress,
     command: Sequence[str] | None = None,
-    simulated: Sequence[str] = (),
+    lab: Sequence[str] = (),
 ) -> State:
     """Bring up a lab that outlives this process.
 
@@ -134,7 +134,8 @@ def start(
         deadline: for coming up; then all is undone.
         progress: told what is being done.
         command: what to run as the keeper; for tests.
-        simulated: a simulated host's name and its faults; empty: an emulated lab.
+        lab: what it is: a simulated host's name and its faults, or ``emulated:IMAGE`` with an
+            absolute path (see :func:`hil.lab.load.load`); empty: the emulated lab.
 
     Raises:
         LabError: it is up already, or did not come up.
@@ -143,7 +144,7 @@ def start(
     place.mkdir(parents=True, exist_ok=True)
     if command is None:
         command = [sys.executable, "-m", "hil.lab.keeper", name, str(deadline.remaining)]
-        command += simulated
+        command += lab
     with (place / "keeper.log").open("wb") as log:
         keeper = subprocess.Popen(
             command,
@@ -435,13 +436,14 @@ class SimulatedMachine:
         self.key_file.unlink(missing_ok=True)
 
 
-def _main(name: str, seconds: str, simulated: str = "", *faults: str) -> int:
-    if simulated:
-        return keep(name, lambda _: SimulatedMachine(folder(name), simulated, faults))
-    from hil.emulated.machine import EmulatedLab
+def _main(name: str, seconds: str, lab: str = "emulated", *faults: str) -> int:
+    if not lab.startswith("emulated"):
+        return keep(name, lambda _: SimulatedMachine(folder(name), lab, faults))
+    from hil.lab.live import machine_of
+    from hil.lab.load import load
 
     deadline = Deadline(float(seconds), f"the lab {name}")
-    return keep(name, lambda progress: EmulatedLab.up(progress=progress, deadline=deadline))
+    return keep(name, lambda progress: machine_of(load(lab), deadline, progress=progress))
 
 
 if __name__ == "__main__":

@@ -89,9 +89,7 @@ def open_lab(
     """
     with contextlib.ExitStack() as stack:
         if lab.kind is LabKind.EMULATED:
-            from hil.emulated.machine import EmulatedLab
-
-            machine = EmulatedLab.up(iommu=iommu, fresh=fresh, progress=progress, deadline=deadline)
+            machine = machine_of(lab, deadline, iommu=iommu, fresh=fresh, progress=progress)
             stack.callback(machine.close)
             yield live_emulated(lab, machine, deadline)
             return
@@ -171,6 +169,26 @@ def _cards(lab: Lab, host: str, functions: Sequence[Function]) -> tuple[str, ...
     return cards(functions, wanted)
 
 
+def machine_of(
+    lab: Lab,
+    deadline: Deadline,
+    *,
+    iommu: bool = True,
+    fresh: bool = False,
+    progress: Progress = lambda _: None,
+) -> EmulatedLab:
+    """Bring up the machine that an emulated ``lab`` is; see :func:`open_lab`."""
+    if lab.host_image:
+        from hil.emulated.host_image import FreebsdLab
+        from hil.emulated.image_store import disk_of
+
+        disks = disk_of(lab.host_image), disk_of(lab.guest_image)
+        return FreebsdLab.boot(*disks, iommu=iommu, progress=progress, deadline=deadline)
+    from hil.emulated.machine import EmulatedLab
+
+    return EmulatedLab.up(iommu=iommu, fresh=fresh, progress=progress, deadline=deadline)
+
+
 def live_emulated(lab: Lab, machine: EmulatedLab, deadline: Deadline) -> LiveLab:
     """The lab that ``machine`` is, once it is up."""
     from hil.platforms.linux import LinuxVfio
@@ -179,7 +197,12 @@ def live_emulated(lab: Lab, machine: EmulatedLab, deadline: Deadline) -> LiveLab
     # An older QEMU lacks some device models; the machine says which and why.
     devices = {n: device for n, device in lab.devices.items() if n not in machine.missing}
     lab = dataclasses.replace(lab, devices=devices)
-    platform = LinuxVfio(name, machine.ssh(deadline), images=images_of(lab), out_of_band=machine)
+    transport = machine.ssh(deadline)
+    platform: Platform
+    if lab.host_image:
+        platform = platform_of(lab, name, transport)
+    else:
+        platform = LinuxVfio(name, transport, images=images_of(lab), out_of_band=machine)
     return LiveLab(lab, {name: platform}, machine)
 
 

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from hil.errors import InventoryError
-from hil.lab.models import Inventory, Lab, LabKind
+from hil.lab.models import ImageEntry, Inventory, Lab, LabKind
 from hil.pci.address import Address
 
 #: The lab that needs no file of the user's: it is part of hil.
@@ -28,6 +28,7 @@ SIMULATED = tuple(
     for vendor in ("intel", "amd")
 )
 _SIMULATED = Path(__file__).with_name("simulated.toml")
+_HOST_IMAGE = "emulated:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +68,43 @@ class InvalidInventoryError(InventoryError):
 def load(lab: str) -> Lab:
     """The lab with the name or inventory file ``lab``.
 
-    ``emulated`` and the names in :data:`SIMULATED` are built in.  What ends in ``.toml`` or
-    has a slash is a file; any other word is looked for as ``WORD.toml`` in ``./labs`` and in
-    ``$XDG_CONFIG_HOME/hil/labs``.
+    ``emulated`` and the names in :data:`SIMULATED` are built in.  ``emulated:IMAGE`` is the
+    emulated lab with the user's FreeBSD as its host, a file or an image of
+    :mod:`hil.emulated.image_store`; ``emulated:IMAGE,GUEST`` has another for guests.  What
+    ends in ``.toml`` or has a slash is a file; any other word is looked for as ``WORD.toml``
+    in ``./labs`` and in ``$XDG_CONFIG_HOME/hil/labs``.
 
     Raises:
         InventoryError: the file is missing, unreadable or not TOML.
         InvalidInventoryError: it is TOML, but not a right inventory.
     """
+    if lab.startswith(_HOST_IMAGE):
+        return _with_host_image(*lab.removeprefix(_HOST_IMAGE).split(",", 1))
     if lab in SIMULATED:
         return dataclasses.replace(parse(_read(_SIMULATED), _SIMULATED), name=lab)
     path = _find(lab)
     return parse(_read(path), path)
+
+
+def _with_host_image(host: str, guest: str = "") -> Lab:
+    """The emulated lab, its host from the image ``host`` and its guests from ``guest``."""
+    from hil.emulated.host_image import SNAPSHOT
+    from hil.emulated.image_store import disk_of
+
+    disks = [disk_of(image).path for image in (host, guest or host)]
+    lab = load("emulated")
+    what = Path(host).name.partition(".qcow2")[0]
+    return dataclasses.replace(
+        lab,
+        name=re.sub(r"[^A-Za-z0-9_.-]+", "-", f"emulated-{what}")[:64],
+        hosts={
+            name: entry.model_copy(update={"platform": "freebsd-bhyve"})
+            for name, entry in lab.hosts.items()
+        },
+        images={"freebsd": ImageEntry(os="freebsd", snapshot=SNAPSHOT)},
+        host_image=str(disks[0]),
+        guest_image=str(disks[1]),
+    )
 
 
 def parse(text: str, source: Path) -> Lab:

@@ -245,6 +245,10 @@ class Lab:
     images: Mapping[str, ImageEntry]
     source: Path
     """The inventory's file."""
+    host_image: str = ""
+    """An emulated lab whose host is the user's: its disk image, an absolute path."""
+    guest_image: str = ""
+    """The disk image of that host's guests."""
 
     def devices_of(self, host: str) -> dict[str, Device]:
         """The devices of ``host`` by name, in the inventory's order."""

@@ -130,7 +130,7 @@ def test_all_ram_is_below_4_gib() -> None:
 
 def test_not_enough_memory() -> None:
     with pytest.raises(LabError, match=r"needs 1048576\.0 GiB of memory, [0-9.]+ GiB are"):
-        machine._require_memory(1 << 50)
+        machine.require_memory(1 << 50)
 
 
 class TestASavedState:
