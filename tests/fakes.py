@@ -374,6 +374,9 @@ class FakePlatform(Platform):
         self._do(f"remove VFs of {address}")
         self.known = {a: f for a, f in self.known.items() if f.physical_function != address}
 
+    def iommu_in_use(self, deadline: Deadline) -> bool:
+        return True
+
     def replug(self, address: Address, deadline: Deadline) -> None:
         self._do(f"replug {address}")
 

@@ -12,7 +12,7 @@ from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.tables import Entry, Kind, Tables, Translation
 from hil.pci.address import Address
-from hil.platforms.contract import Owner, Phase
+from hil.platforms.contract import Feature, Owner, Phase
 
 #: Places of the token that are compared; a search may find copies in freed memory too.
 PLACES = 8
@@ -118,6 +118,8 @@ def check_phase(
 
 def is_on(host: BenchHost) -> bool:
     """Whether some remapping unit is enabled and has an entry for somebody."""
+    if Feature.TABLES not in host.platform.features:
+        return False
     tables = host.platform.tables(host.limit(30, "the tables"))
     return next(tables.entries(), None) is not None
 
@@ -133,6 +135,21 @@ def check_switched(host: BenchHost, on: bool) -> None:
             f"the IOMMU of {host.name} should be {'on' if on else 'off'} now and is not",
             host=host.name,
             seen=host.platform.tables(host.limit(30, "the tables")).describe(),
+        )
+
+
+def check_says_what_is(host: BenchHost) -> None:
+    """The hypervisor says that it uses the IOMMU if, and only if, the IOMMU is on.
+
+    Raises:
+        ProductError: who believes it is deceived.
+    """
+    says = host.platform.iommu_in_use(host.limit(20, "what is said of the IOMMU"))
+    if says is not is_on(host):
+        raise ProductError(
+            f"{host.name} says that its IOMMU is {'in use' if says else 'not in use'}, and it is "
+            f"{'not' if says else 'on'}",
+            host=host.name,
         )
 
 

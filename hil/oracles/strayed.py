@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
+from collections import Counter
 
 from hil.bench import BenchDevice
 from hil.deadline import poll
-from hil.errors import DeadlineExceeded
+from hil.errors import DeadlineExceeded, ProductError
 from hil.guests.guest import Guest
 from hil.iommu.faults import FaultRecord
 from hil.oracles.iommu import check_fault, new_faults
@@ -41,3 +43,39 @@ def check_blocked(device: BenchDevice, guest: Guest, *, inside: bool = False) ->
     with contextlib.suppress(DeadlineExceeded):  # check_fault says what is missing
         poll(recorded, device.host.limit(1.5, "a fault line"))
     return check_fault(faults, device.address, dma_address=target, write=True)
+
+
+#: More than AMD-Vi's smallest event log holds (48882, 2.5: 256 entries).
+MANY = 300
+_PAGE = 4096
+
+
+def check_told_once(device: BenchDevice, guest: Guest, *, again: bool = False) -> int:
+    """Of very many DMA faults, each at a page of its own, none is told again.
+
+    ``again`` takes what was told first for told twice: the control.  Returns how many were told.
+
+    Raises:
+        ProductError: a page is told twice, or none is told at all.
+    """
+    platform = device.host.platform
+    deadline = device.host.limit(60, "the fault log")
+    before = platform.faults(deadline)
+    # Never the same pages: AMD-Vi tells of a page once as long as the device stays assigned.
+    first = OUTSIDE + secrets.randbelow(1 << 14) * MANY * _PAGE
+    with edu_engine(guest, device) as (engine, _):
+        for number in range(MANY):
+            engine.copy_out(first + number * _PAGE, LENGTH)
+    records = [
+        record
+        for record in new_faults(before, platform.faults(deadline))
+        if record.requester_id == device.requester_id
+    ]
+    told = Counter((record.source, record.address) for record in records + records[:1] * again)
+    twice = [f"{address}: {count} times" for (_, address), count in told.items() if count > 1]
+    if twice or not told:
+        raise ProductError(
+            f"{len(twice)} DMA faults of {device} were told again" if told else "no fault was told",
+            seen="\n".join(twice[:20]),
+        )
+    return len(told)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from hil.bench import BenchDevice, Peer
 from hil.deadline import Deadline, poll
-from hil.errors import LabError
+from hil.errors import DeadlineExceeded, LabError
 from hil.guests.guest import Guest
 from hil.oracles.crosstalk import Pair
 from hil.oracles.dma import HostCanary
@@ -41,12 +41,16 @@ def full_rate(guest: Guest, device: BenchDevice, peer: Peer) -> Iterator[Callabl
         sent = nic.counters(peer).sent
 
         def still_sending() -> None:
-            now = nic.counters(peer).sent
-            if now < sent + WARM:
-                raise LabError(
-                    f"the peer {peer.interface} sent only {now - sent} frames after the kill: "
-                    "nothing was put to the test"
+            try:
+                poll(
+                    lambda: nic.counters(peer).sent >= sent + WARM,
+                    peer.host.limit(20, f"{WARM} more frames of the peer"),
                 )
+            except DeadlineExceeded as error:
+                raise LabError(
+                    f"the peer {peer.interface} has stopped sending: nothing was put to the test",
+                    seen=f"{nic.counters(peer).sent - sent} frames after the kill",
+                ) from error
 
         yield still_sending
 

@@ -65,6 +65,8 @@ class Feature(enum.Enum):
     """Host physical memory can be read."""
     GUEST_MEMORY = "guest-memory"
     """A guest's physical memory can be read from the hypervisor's side."""
+    EVENT_LOG = "event-log"
+    """DMA faults come through a log in memory that wraps around (AMD-Vi)."""
     RELOAD = "reload"
     """The hypervisor's module can be unloaded and loaded while the host runs."""
     RAW_FRAMES = "raw-frames"
@@ -456,6 +458,10 @@ class Platform(ABC):
             LabError: they cannot be read here: :attr:`Feature.TABLES` is missing.
             ProductError: DMA remapping is off.
         """
+
+    @abstractmethod
+    def iommu_in_use(self, deadline: Deadline) -> bool:
+        """Whether the hypervisor says that it uses the IOMMU now."""
 
     @abstractmethod
     def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:

@@ -232,6 +232,8 @@ class FreebsdBhyve(Platform):
         # bhyve reports no faults of VT-d: they are read from its registers.
         if facts.iommu_enabled and (facts.iommu == "amd-vi" or Feature.TABLES in found):
             found.add(Feature.FAULTS)
+            if facts.iommu == "amd-vi":
+                found.add(Feature.EVENT_LOG)
         return frozenset(found)
 
     def _look(self, what: str) -> Deadline:
@@ -647,6 +649,11 @@ class FreebsdBhyve(Platform):
         return self._acpi_read
 
     _acpi_read: tuple[bytes | None, bytes | None] | None = None
+
+    def iommu_in_use(self, deadline: Deadline) -> bool:
+        name = "hw.vmm.iommu.initialized"
+        said = self._try("sysctl", "-n", "-i", name, deadline=deadline).stdout
+        return said.strip() == "1"
 
     def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:
         found = parse_fault_log(self.kernel_log(deadline))

@@ -13,7 +13,6 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Protocol
 
 from hil import events
@@ -53,7 +52,7 @@ from hil.platforms.contract import (
 from hil.platforms.linux_canary import FileCanary
 from hil.platforms.linux_guest import QemuMachine
 from hil.platforms.linux_memory import KcoreMemory, read_device_memory
-from hil.transport.agent import Agent, AgentEndedError
+from hil.transport.agent import Agent, AgentEndedError, program
 from hil.transport.base import Result, Transport
 
 SYSFS = "/sys/bus/pci/devices"
@@ -277,7 +276,7 @@ class LinuxVfio(Platform):
         running = self._running_agent
         if self._agent_tried and (running is None or not running.ended):
             return running
-        code = files("hil.platforms.remote").joinpath("on_host.py").read_text("utf-8")
+        code = program("hil.platforms.remote", "on_host")
         try:
             self._running_agent = Agent(self.transport, code, deadline)
         except AgentEndedError:
@@ -596,6 +595,9 @@ class LinuxVfio(Platform):
         return self._acpi_read
 
     _acpi_read: tuple[bytes | None, bytes | None] | None = None
+
+    def iommu_in_use(self, deadline: Deadline) -> bool:
+        return self.facts(deadline).iommu_enabled
 
     def faults(self, deadline: Deadline) -> tuple[FaultRecord, ...]:
         return parse_fault_log(self.kernel_log(deadline))

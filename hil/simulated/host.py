@@ -24,7 +24,8 @@ class SimulatedHost:
     Args:
         name: release and vendor; ``recorded-13.2-amd`` is the machine of the transcripts.
         faults: bugs of the past that it has (:mod:`hil.simulated.faults`).
-        iommu: whether vmm may use it: ``hw.vmm.iommu.enable`` in loader.conf.
+        iommu: whether vmm may use it: ``hw.vmm.iommu.enable`` in loader.conf, on AMD
+            ``hw.vmm.amdvi.enable``.
 
     Raises:
         InventoryError: there is no such host, or no such fault.
@@ -35,7 +36,8 @@ class SimulatedHost:
     ) -> None:
         self.spec = _spec(name)
         if not iommu:
-            off = {**self.spec.loader_conf, "hw.vmm.iommu.enable": "0"}
+            switch = "hw.vmm.amdvi.enable" if self.spec.vendor == "amd" else "hw.vmm.iommu.enable"
+            off = {**self.spec.loader_conf, switch: "0"}
             self.spec = dataclasses.replace(self.spec, loader_conf=off)
         self.machine = Machine(self.spec, faults)
         release = releases.release_of(self.spec)

@@ -20,7 +20,7 @@ def test_dma_is_translated_once_a_device_is_passed(device: BenchDevice, guest: G
     iommu.check_translated(device, guest)
 
 
-@pytest.mark.catalogue("IO3", bugs=[1])
+@pytest.mark.catalogue("IO3", bugs=[1, 24, "D7448"])
 @pytest.mark.danger(0)
 def test_without_an_iommu_a_device_is_refused_and_nothing_is_half_made(
     lab_without_iommu: Bench,
@@ -32,6 +32,7 @@ def test_without_an_iommu_a_device_is_refused_and_nothing_is_half_made(
             lab_without_iommu.guests.prepare(device)
         device.give_back()
     ownership.check_back_on_host(device, driver)
+    iommu.check_says_what_is(device.host)
 
 
 @pytest.mark.catalogue("IO3")
@@ -55,6 +56,7 @@ def test_at_every_phase_the_device_reaches_the_memory_that_the_platform_states(
     iommu.check_phase(device, Phase.IDLE)
     guest = guests.fresh(device)
     held = iommu.check_phase(device, Phase.ASSIGNED, guest=guest)
+    iommu.check_says_what_is(device.host)
     guest.destroy()
     iommu.check_phase(device, Phase.DESTROYED, before=held)
     device.give_back()
@@ -107,6 +109,23 @@ def test_control_dma_inside_the_guests_memory_does_not_pass_for_a_fault(
 ) -> None:
     with pytest.raises(ProductError, match="no DMA fault"):
         strayed.check_blocked(device, guest, inside=True)
+
+
+@pytest.mark.catalogue("IO5", bugs=[22])
+@pytest.mark.danger(2)
+@pytest.mark.needs(device="edu", features=["event-log"])
+def test_each_fault_is_told_once_however_often_the_log_wraps(
+    device: BenchDevice, guest: Guest
+) -> None:
+    strayed.check_told_once(device, guest)
+
+
+@pytest.mark.catalogue("IO5")
+@pytest.mark.danger(2)
+@pytest.mark.needs(device="edu", features=["event-log"])
+def test_control_a_fault_that_is_told_twice_is_seen(device: BenchDevice, guest: Guest) -> None:
+    with pytest.raises(ProductError, match="told again"):
+        strayed.check_told_once(device, guest, again=True)
 
 
 @pytest.mark.catalogue("IO7")
