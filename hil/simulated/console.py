@@ -16,6 +16,8 @@ from hil.simulated.process import SIGINT, SIGQUIT, Process
 
 #: Bytes of input that wait for a reader; what comes beyond them is lost (as measured).
 INPUT = 1920
+#: How often two ends that both echo send the same bytes to and fro; a kernel never tires.
+ECHOES = 8
 #: Seconds that a null modem waits for its other end to read before it loses bytes.
 PATIENCE = 2.0
 
@@ -189,6 +191,8 @@ class Nmdm:
     def __init__(self) -> None:
         self.a = _End(self, "A")
         self.b = _End(self, "B")
+        #: How often what is being sent has been echoed already, by thread.
+        self.echoes = threading.local()
 
 
 class _End:
@@ -238,15 +242,22 @@ class _End:
             self.other.tty.hang_up()
 
     def _send(self, data: bytes) -> None:
-        other = self.other
+        other, echoes = self.other, self._pair.echoes
+        depth = getattr(echoes, "depth", 0)
+        if depth >= ECHOES:
+            return
         rest = data
-        while rest and other.is_open:
-            room = self._room(other)
-            if not room:
-                # Nobody reads: what comes now is lost.
-                return
-            other.tty.received(rest[:room])
-            rest = rest[room:]
+        echoes.depth = depth + 1
+        try:
+            while rest and other.is_open:
+                room = self._room(other)
+                if not room:
+                    # Nobody reads: what comes now is lost.
+                    return
+                other.tty.received(rest[:room])
+                rest = rest[room:]
+        finally:
+            echoes.depth = depth
 
     def _room(self, other: _End) -> int:
         """Bytes that the other end takes now, having waited for its reader a while."""

@@ -349,24 +349,11 @@ class Shell:
             raise Exit(self.status)
 
     def _run_piped(self, pipeline: Pipeline) -> None:
+        # All processes are there before any of them runs: ps(1) may see the others.
+        *children, child = self._piped_children(len(pipeline.commands))
         *others, last = pipeline.commands
-        incoming = self.process.files.get(0)
-        children: list[Process] = []
-        for command in others:
-            pipe = Pipe()
-            files = {**self.process.files, 1: pipe.writer}
-            if incoming is not None:
-                files[0] = incoming
-            child = self.process.child(self.process.arguments, files)
-            pipe.reader.reference()
-            if children and incoming is not None:
-                incoming.release()
-            incoming = pipe.reader
-            children.append(child)
-            self._beside(child, command)
-        assert incoming is not None
-        child = self.process.child(self.process.arguments, {**self.process.files, 0: incoming})
-        incoming.release()
+        for each, command in zip(children, others, strict=True):
+            self._beside(each, command)
         copy = self.subshell(child)
         with self._in_foreground(child):
             self.status = self.process.run_here(
@@ -376,6 +363,24 @@ class Shell:
         if "pipefail" in self.options:
             failed = [status for status in [*statuses, self.status] if status]
             self.status = failed[-1] if failed else 0
+
+    def _piped_children(self, count: int) -> list[Process]:
+        """So many subshells, each with the output of the one before as its input."""
+        children = []
+        incoming: OpenFile | None = None
+        for number in range(count):
+            files = dict(self.process.files)
+            if incoming is not None:
+                files[0] = incoming
+            pipe = Pipe() if number < count - 1 else None
+            if pipe is not None:
+                files[1] = pipe.writer
+            children.append(self.process.child(self.process.arguments, files))
+            # The child has its own hold of it now.
+            if incoming is not None:
+                incoming.release()
+            incoming = pipe.reader.reference() if pipe is not None else None
+        return children
 
     @contextlib.contextmanager
     def _in_foreground(self, child: Process) -> Iterator[None]:

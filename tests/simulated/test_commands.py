@@ -183,6 +183,13 @@ def test_output_is_fed_back_unless_the_reader_is_raw(host: SimulatedHost) -> Non
     assert found == "x\r\n"
 
 
+def test_two_ends_that_both_echo(host: SimulatedHost) -> None:
+    text(host, "kldload nmdm")
+    script = "sleep 1000 <>/dev/nmdmzB & exec 4<>/dev/nmdmzA; echo x >&4; head -3 <&4; kill $!"
+    # A's own words come back, and each passage makes two newlines of one.
+    assert text(host, script) == "x\n\n\n"
+
+
 # ---- bhyve ---------------------------------------------------------------------------------
 
 
@@ -234,3 +241,16 @@ def test_a_domain_that_only_the_name_tells_apart(host: SimulatedHost) -> None:
     run(host.system, "bhyve -S -m 256M -s 8,passthru,pci1:0:0:0 -G w127.0.0.1:20002 vm &")
     until(host, "sockstat -4 -l -p 20002", "20002")
     assert [each.address for each in host.machine.vmm.vms["vm"].devices] == [Address(0, 1, 0, 0)]
+
+
+def test_how_bhyve_refuses_a_place_by_release(host: SimulatedHost) -> None:
+    old = SimulatedHost("freebsd-11-intel")
+    command = "bhyve -S -m 256M -s 8,passthru,pci0:1:0:0x,y -s 9,passthru,none vm"
+    assert run(old.system, command).err == b"invalid passthru options\n"
+    assert run(host.system, command).err == b'passthru: invalid options "none"\n'
+    assert "chip=0x10c98086" in text(old, "pciconf -l pci0:1:0:0")
+    old.close()
+
+
+def test_a_pipelines_processes_see_one_another(host: SimulatedHost) -> None:
+    assert len(text(host, "ps -axo pid= | cat | cat").splitlines()) == 4

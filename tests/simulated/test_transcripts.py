@@ -74,8 +74,10 @@ def started(passed: str, order: str = "") -> str:
     """The recorder starts the guest g1, and keeps what it and bhyve print."""
     usual = f"-l com1,/dev/nmdm0A {passed}"
     return (
-        f"pkill -x cat; {FRESH}; rm -f /vm/g1.console; "
-        "(exec 4<>/dev/nmdm0B; stty raw -echo clocal <&4; cat <&4 >/vm/g1.console) & "
+        # One reader at the console, and it is there before bhyve is.
+        f"pkill -x cat; while pgrep -q -x cat; do :; done; {FRESH}; rm -f /vm/g1.*; "
+        "sleep 1000 <>/dev/nmdm0A & exec 4<>/dev/nmdm0B; stty raw -echo clocal <&4; kill $!; "
+        "cat <&4 >/vm/g1.console & exec 4<&-; "
         "sh -c 'bhyve -c 1 -m 512M -S -H -A -P -s 0,hostbridge -s 31,lpc "
         f"-s 3,virtio-blk,/vm/guest.img {order or usual} g1 > /vm/g1.bhyve 2>&1; "
         'echo "exit status $?" >> /vm/g1.bhyve\' &'
@@ -196,13 +198,16 @@ class Recorder:
             "guest-end": self._end,
         }
 
-    def _console(self) -> str:
-        if not self._system.files.exists("/vm/g1.console"):
+    def _contents(self, path: str) -> str:
+        if not self._system.files.exists(path):
             return ""
-        return self._system.files.read("/vm/g1.console").decode("utf-8", "replace")
+        return self._system.files.read(path).decode("utf-8", "replace")
+
+    def _console(self) -> str:
+        return self._contents("/vm/g1.console")
 
     def _ended(self) -> bool:
-        return b"exit status" in self._system.files.read("/vm/g1.bhyve")
+        return "exit status" in self._contents("/vm/g1.bhyve")
 
     def _until(self, text: str, start: int) -> None:
         def seen() -> bool:

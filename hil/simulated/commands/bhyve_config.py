@@ -197,14 +197,18 @@ _PASSTHRU = (
 def _options(process: Process, model: str, text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     first, _, rest = text.partition(",")
+    # Before 13.0 there was one form only, and no configuration behind it.
+    modern = process.system.release >= (13, 0)
     if model == "passthru" and text:
-        if first.startswith("ppt"):
+        if first.startswith("ppt") and modern:
             found["pptdev"] = first
         else:
             # sscanf(3) takes what it can, and minds nothing after it.
-            match = next((m for form in _PASSTHRU if (m := form.match(first))), None)
+            forms = _PASSTHRU if modern else _PASSTHRU[-1:]
+            match = next((m for form in forms if (m := form.match(first))), None)
             if match is None:
-                raise _refuse(process, f'passthru: invalid options "{text}"')
+                words = f'passthru: invalid options "{text}"'
+                raise _refuse(process, words if modern else "invalid passthru options")
             found |= zip(("bus", "slot", "func"), match.groups(), strict=True)
     elif model in _DISKS and text:
         found["path"] = first

@@ -76,7 +76,7 @@ def _list(process: Process, letters: list[str], words: list[str]) -> int:
             name = f"none{unnamed}"
             unnamed += 1
         read = _reader(kernel, function.address)
-        process.out(_line(name, function.address, read))
+        process.out(_line(name, function.address, read, old=process.system.release < (13, 0)))
         if "v" in letters:
             process.out(_names(read))
         if "b" in letters:
@@ -99,13 +99,19 @@ def _reader(kernel: Any, address: Address) -> Reader:
     return read
 
 
-def _line(name: str, address: Address, read: Reader) -> str:
+def _line(name: str, address: Address, read: Reader, *, old: bool) -> str:
     header = read(0x0E, 1)
     vendor, device = read(0x2C, 2), read(0x2E, 2)
     if header & 0x7F == 1:
         # A bridge has its subsystem ids in a capability.
         at = _find(read, 0x0D)
         vendor, device = (read(at + 4, 2), read(at + 6, 2)) if at else (0, 0)
+    if old:
+        return (
+            f"{name}@{selector(address)}:\tclass=0x{read(0x08, 4) >> 8:06x} "
+            f"card=0x{device:04x}{vendor:04x} chip=0x{read(2, 2):04x}{read(0, 2):04x} "
+            f"rev=0x{read(0x08, 1):02x} hdr=0x{header & 0x7F:02x}\n"
+        )
     return (
         f"{name}@{selector(address)}:\tclass=0x{read(0x08, 4) >> 8:06x} rev=0x{read(0x08, 1):02x} "
         f"hdr=0x{header & 0x7F:02x} vendor=0x{read(0, 2):04x} device=0x{read(2, 2):04x} "
