@@ -95,7 +95,11 @@ def test_suites_hold_tests_only(path: Path) -> None:
     assert "time.sleep" not in text
 
 
-SENT = [p for folder in ("hil/probes/remote", "hil/platforms/remote") for p in files(folder)]
+SENT = [
+    path
+    for folder in ("hil/probes/remote", "hil/platforms/remote", "hil/transport/remote")
+    for path in files(folder)
+]
 
 
 @pytest.mark.parametrize("path", SENT, ids=module_of)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from hil.errors import GuestError, LabError
 from hil.guests.guest import Guest
 from hil.pci.address import Address
-from hil.transport.agent import Agent, AgentEndedError, AgentError
+from hil.transport.agent import Agent, AgentEndedError, AgentError, program
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class GuestAgent:
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
-        code = files("hil.probes.remote").joinpath("in_guest.py").read_text("utf-8")
+        code = program("hil.probes.remote", "in_guest")
         try:
             self._agent = Agent(guest.ssh, code, guest.limit(30, "the in-guest driver"))
         except AgentEndedError as error:

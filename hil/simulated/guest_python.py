@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 from hil.simulated.errno import SimError
 from hil.simulated.process import OpenFile, Process
+from hil.transport.agent import program
 
 #: Modules that mean the same everywhere.
 _SHARED = frozenset(
@@ -55,10 +56,13 @@ class Seekable(Protocol):
 @functools.cache
 def _programs() -> frozenset[str]:
     """The sources that may be run."""
-    folder = package_files("hil.probes.remote")
-    return frozenset(
-        entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith(".py")
-    )
+    sources = {
+        entry.name.removesuffix(".py"): entry.read_text("utf-8")
+        for entry in package_files("hil.probes.remote").iterdir()
+        if entry.name.endswith(".py")
+    }
+    served = {program("hil.probes.remote", name) for name in sources}
+    return frozenset({*sources.values(), *served})
 
 
 def python3(process: Process, memory: PhysicalMemory, system: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
+from importlib.resources import files
 from typing import Any
 
 from hil.deadline import Deadline
@@ -20,6 +21,12 @@ from hil.transport.base import ByteStream, Transport
 
 #: Bytes of one answer, at most.
 LIMIT = 64 << 20
+
+
+def program(package: str, name: str) -> str:
+    """The text of a program for :class:`Agent`: the module's, then the loop that serves it."""
+    own = files(package).joinpath(f"{name}.py").read_text("utf-8")
+    return own + files("hil.transport.remote").joinpath("serve.py").read_text("utf-8")
 
 
 class AgentError(LabError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from hil.journal import (
     run_lock,
     undo,
 )
-from hil.transport.agent import Agent, AgentError
+from hil.transport.agent import Agent, AgentError, program
 from hil.transport.base import Transport
 from hil.transport.local import LocalTransport
 from tests.fakes import FakeTransport, soon
@@ -228,7 +227,7 @@ def test_arguments_reach_the_script_as_they_are_and_a_person_quoted(tmp_path: Pa
 def test_the_lasting_program_writes_what_the_script_writes(
     transport: Transport, journal: Journal, dialect: Dialect
 ) -> None:
-    code = files("hil.platforms.remote").joinpath("on_host.py").read_text("utf-8")
+    code = program("hil.platforms.remote", "on_host")
     agent = Agent(transport, code, soon())
     lock = Path(run_lock(dialect, journal.run))
     lock.parent.mkdir()

@@ -6,7 +6,6 @@ import base64
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from hil.simulated.guest_image import GuestImage
 from hil.simulated.guest_text import loader_output
 from hil.simulated.machine import Machine
 from hil.simulated.topology import lab, recorded
-from hil.transport.agent import Agent
+from hil.transport.agent import Agent, program
 from hil.transport.keys import generate
 from hil.transport.ssh import SshTransport
 from tests.recorded import recorded as recording
@@ -297,7 +296,7 @@ def test_hil_s_in_guest_driver_moves_bytes_by_the_device_s_dma(host: Machine, bo
     guest = boot(host, devices={8: "edu0"}, tap=True, image=image)
     guest.log_in()
     transport = reached(guest)
-    code = files("hil.probes.remote").joinpath("in_guest.py").read_text("utf-8")
+    code = program("hil.probes.remote", "in_guest")
     agent = Agent(transport, code, Deadline(60, "the driver"))
 
     def ask(what: str, **arguments: object) -> Any:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import base64
 import fcntl
 import glob
-import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Optional
 
 SYSFS = "/sys/bus/pci/devices/"
 TEXTS = ("vendor", "device", "resource", "reset_method", "sriov_totalvfs")
@@ -187,20 +185,3 @@ def do_footprint(directory: str, run: str) -> dict[str, int]:
         "locked_kib": memory.get("Mlocked", 0),
         "huge_pages": memory.get("HugePages_Total", 0),
     }
-
-
-def main() -> None:
-    commands: dict[str, Any] = {n[3:]: f for n, f in globals().items() if n.startswith("do_")}
-    print(json.dumps({"ok": sorted(commands)}), flush=True)
-    for line in sys.stdin:
-        try:
-            request = json.loads(line)
-            name = request.pop("do")
-            answer = {"ok": commands[name](**request)}
-        except Exception as error:  # told to the other side, which raises it there
-            answer = {"error": "%s: %s" % (type(error).__name__, error)}
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import base64
 import ctypes
-import json
 import mmap
 import os
 import select
@@ -309,22 +308,3 @@ def do_listen(address: str) -> bool:
 
 def do_count(address: str, settle: float) -> int:
     return devices[address].count(settle)
-
-
-def main() -> None:
-    commands: dict[str, Any] = {
-        name[3:]: value for name, value in globals().items() if name.startswith("do_")
-    }
-    print(json.dumps({"ok": sorted(commands)}), flush=True)
-    for line in sys.stdin:
-        try:
-            request = json.loads(line)
-            name = request.pop("do")
-            answer = {"ok": commands[name](**request)}
-        except Exception as error:  # told to the other side, which raises it there
-            answer = {"error": "%s: %s" % (type(error).__name__, error)}
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
