@@ -90,9 +90,9 @@ class Proof:
         }
 
 
-def lab_for(fault: Fault, labs: Mapping[str, str]) -> str:
-    """The lab on which a fault is re-enacted: of a vendor that had it; ``labs`` by vendor."""
-    return next(labs[vendor] for vendor in labs if vendor in fault.vendors)
+def labs_for(fault: Fault, labs: Mapping[str, str]) -> list[str]:
+    """The labs, of those given by vendor, that can have a fault, the preferred first."""
+    return [labs[vendor] for vendor in labs if vendor in fault.vendors]
 
 
 def prove(
@@ -112,26 +112,22 @@ def prove(
         jobs: runs at once.
         tell: hears what is being done.
     """
-    needed = list(dict.fromkeys(lab_for(fault, labs) for fault in faults)) or [*labs.values()]
-    work = [(lab, "") for lab in needed] + [(lab_for(fault, labs), fault.name) for fault in faults]
+    without: dict[str, tuple[Outcome, ...]] = {}
+    needed = dict.fromkeys(lab for fault in faults for lab in labs_for(fault, labs))
 
-    def one(job: tuple[str, str]) -> tuple[Outcome, ...]:
-        lab, name = job
-        outcomes = tuple(run(lab, name))
-        wrong = sum(outcome.status not in _QUIET for outcome in outcomes)
-        tell(f"{lab}, {name or 'without a fault'}: {len(outcomes)} tests, {wrong} did not pass")
-        return outcomes
+    def outcomes(lab: str, name: str) -> tuple[Outcome, ...]:
+        found = tuple(run(lab, name))
+        wrong = sum(outcome.status not in _QUIET for outcome in found)
+        tell(f"{lab}, {name or 'without a fault'}: {len(found)} tests, {wrong} did not pass")
+        return found
 
-    with ThreadPoolExecutor(jobs) as pool:
-        results = dict(zip(work, pool.map(one, work), strict=True))
-    without = {lab: results[lab, ""] for lab in needed}
-    rows = []
-    for fault in faults:
-        lab = lab_for(fault, labs)
-        good = {o.test for o in without[lab] if o.status is Status.PASSED}
-        seen = [o for o in results[lab, fault.name] if o.test in good]
-        rows.append(
-            Row(
+    def row(fault: Fault) -> Row:
+        """On the first lab where a test catches the fault, or on the last."""
+        made = None
+        for lab in labs_for(fault, labs):
+            good = {o.test for o in without[lab] if o.status is Status.PASSED}
+            seen = [o for o in outcomes(lab, fault.name) if o.test in good]
+            made = Row(
                 fault.number,
                 fault.name,
                 fault.sentence,
@@ -140,13 +136,19 @@ def prove(
                 tuple(o.test for o in seen if o.status is Status.FAILED),
                 tuple(o.test for o in seen if o.status in (Status.BROKEN, Status.BLOCKED)),
             )
-        )
+            if made.caught:
+                break
+        assert made is not None, f"no lab can have {fault.name}"
+        return made
+
+    with ThreadPoolExecutor(jobs) as pool:
+        labs_used = list(needed or dict.fromkeys(labs.values()))
+        found = pool.map(lambda lab: outcomes(lab, ""), labs_used)
+        without.update(zip(labs_used, found, strict=True))
+        rows = tuple(pool.map(row, faults))
     return Proof(
-        tuple(rows),
-        {
-            lab: tuple(o for o in outcomes if o.status not in _QUIET)
-            for lab, outcomes in without.items()
-        },
+        rows,
+        {lab: tuple(o for o in out if o.status not in _QUIET) for lab, out in without.items()},
         {lab: sum(o.status is not Status.SKIPPED for o in out) for lab, out in without.items()},
     )
 

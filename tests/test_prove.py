@@ -41,7 +41,23 @@ def test_a_fault_that_a_test_catches_is_proven() -> None:
     (row,) = proof.rows
     assert [short(test) for test in row.caught] == ["iommu: a"]
     assert [short(test) for test in row.broken] == ["iommu: b"]
-    assert suites.runs == [("lab-intel", ""), ("lab-intel", "3-idle")]
+    assert set(suites.runs[:2]) == {("lab-intel", ""), ("lab-amd", "")}
+    assert suites.runs[2:] == [("lab-intel", "3-idle")]
+
+
+def test_a_fault_that_one_lab_does_not_show_is_tried_on_the_next() -> None:
+    caught = [outcome("a", Status.FAILED)]
+
+    class Amd(Suites):
+        def __call__(self, lab: str, fault: str) -> Sequence[Outcome]:
+            found = super().__call__(lab, fault)
+            return caught if (lab, fault) == ("lab-amd", "3-idle") else found
+
+    suites = Amd()
+    proof = prove([BOTH], LABS, suites)
+    assert proof.holds
+    assert proof.rows[0].lab == "lab-amd"
+    assert suites.runs[2:] == [("lab-intel", "3-idle"), ("lab-amd", "3-idle")]
 
 
 def test_each_lab_that_is_needed_is_tried_without_a_fault() -> None:

@@ -299,7 +299,8 @@ class _Pinging:
             if self._interrupted or (end is not None and time.monotonic() >= end):
                 break
             if not last:
-                process.sleep(min(interval * _HURRY, 0.02))
+                # A flood keeps its pace: others shall get a word in.
+                process.sleep(interval if interval <= 0.01 else min(interval * _HURRY, 0.02))
         self._summary()
         return 0 if self._received else 2
 
