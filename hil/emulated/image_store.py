@@ -147,7 +147,7 @@ def add(source: str, sha256: str, *, name: str = "", progress: Progress = lambda
         with _open(source) as (stream, length):
             hashing = _Hashing(stream, length, source, progress)
             with (place / "disk").open("wb") as file:
-                _decompress(hashing, file)
+                damaged = _decompress(hashing, file)
                 hashing.drain()
                 if hashing.digest() != wanted:
                     raise InventoryError(
@@ -155,6 +155,8 @@ def add(source: str, sha256: str, *, name: str = "", progress: Progress = lambda
                         seen=f"wanted: {wanted}\nfound:  {hashing.digest()}",
                         hint="take the sum from the CHECKSUM.SHA256 beside the image",
                     )
+                if damaged is not None:
+                    raise damaged
                 os.fsync(file.fileno())
         disk = _within(source, inspect, place / "disk")
         disk = dataclasses.replace(disk, path=_folder() / name / "disk")
@@ -363,8 +365,11 @@ class _Beginning:
         return self._rest.read(size)
 
 
-def _decompress(stream: _Hashing, file: BinaryIO) -> None:
-    """Write to ``file`` what comes, decompressed where it is compressed; zeros become holes."""
+def _decompress(stream: _Hashing, file: BinaryIO) -> LabError | None:
+    """Write to ``file`` what comes, decompressed where it is compressed; zeros become holes.
+
+    Returns what is wrong with it: the sum, when all has come, may say it better.
+    """
     first = stream.read(_PIECE)
     whole = _Beginning(first, stream)
     if first.startswith(_XZ):
@@ -372,11 +377,12 @@ def _decompress(stream: _Hashing, file: BinaryIO) -> None:
             with lzma.open(cast("BinaryIO", whole)) as plain:
                 _write(plain.read, file)
         except (lzma.LZMAError, EOFError) as error:
-            raise _damaged("xz", str(error)) from None
+            return _damaged("xz", str(error))
     elif first.startswith(_ZSTD):
-        _unzstd(whole, file)
+        return _unzstd(whole, file)
     else:
         _write(whole.read, file)
+    return None
 
 
 def _damaged(how: str, words: str) -> LabError:
@@ -392,7 +398,7 @@ def _write(read: Callable[[int], bytes], file: BinaryIO) -> None:
     file.truncate(file.tell())
 
 
-def _unzstd(whole: _Beginning, file: BinaryIO) -> None:
+def _unzstd(whole: _Beginning, file: BinaryIO) -> LabError | None:
     try:
         tool = subprocess.Popen(
             ["zstd", "-dcq"],
@@ -430,5 +436,4 @@ def _unzstd(whole: _Beginning, file: BinaryIO) -> None:
         tool.stderr.close()
     if failures:
         raise failures[0]
-    if status != 0:
-        raise _damaged("zstd", words.strip())
+    return _damaged("zstd", words.strip()) if status != 0 else None
