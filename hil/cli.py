@@ -867,7 +867,9 @@ def doctor(lab: LabOption = "emulated", as_json: JsonOption = False) -> int:
     deadline = Deadline(ASK, "the checks of this machine")
     emulated = inventory.kind is LabKind.EMULATED
     checks = controller(LocalTransport(), deadline, emulated=emulated)
-    if not emulated:
+    if inventory.kind is LabKind.SIMULATED:
+        checks += _examine_simulated(inventory, deadline)
+    elif not emulated:
         for name in inventory.hosts:
             checks += _examine(inventory, name)
     healthy = not any(check.bad for check in checks)
@@ -876,6 +878,18 @@ def doctor(lab: LabOption = "emulated", as_json: JsonOption = False) -> int:
     else:
         _print_checks(checks)
     return 0 if healthy else 1
+
+
+def _examine_simulated(inventory: Lab, deadline: Deadline) -> list[Check]:
+    from hil.doctor.freebsd import freebsd_host
+    from hil.lab.live import open_lab
+
+    with open_lab(inventory, deadline) as live:
+        return [
+            check
+            for name, platform in live.platforms.items()
+            for check in freebsd_host(name, platform.transport, deadline, inventory)
+        ]
 
 
 def _examine(inventory: Lab, name: str) -> list[Check]:

@@ -401,7 +401,7 @@ def _command(shell: Shell, arguments: list[str]) -> int:
 
 
 #: Where FreeBSD has the commands that are not in /usr/bin.
-_PLACES: Mapping[str, str] = {
+PLACES: Mapping[str, str] = {
     name: folder
     for folder, names in {
         "/bin": "cat chmod cp date dd df echo ed expr hostname kenv kill ln ls mkdir mv pgrep pkill"
@@ -422,7 +422,7 @@ def where(process: Process, name: str) -> str:
     base = name.rpartition("/")[2]
     if base not in process.system.commands:
         return ""
-    path = f"{_PLACES.get(base, '/usr/bin')}/{base}"
+    path = f"{PLACES.get(base, '/usr/bin')}/{base}"
     return path if "/" not in name or name == path else ""
 
 

@@ -65,6 +65,7 @@ class SimulatedHost:
         kernel = self.machine.kernel
         messages = releases.boot_messages(self.spec, kernel.dmesg)
         kernel.dmesg = self.console.messages(messages)
+        kernel.kenv = {**releases.loader_variables(self.machine.acpi.root), **kernel.kenv}
         # The loopback interface comes after those of the devices that attach at boot.
         interfaces = kernel.stack.interfaces
         interfaces["lo0"] = interfaces.pop("lo0")

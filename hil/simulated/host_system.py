@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hil.simulated.builtins import PLACES
 from hil.simulated.console import Nmdm
 from hil.simulated.errno import Errno, SimError
 from hil.simulated.files import Device, Directory, Files, Node, Regular, RegularStream
@@ -134,11 +135,25 @@ class HostSystem(System):
             if not files.exists(name):
                 files.make_directory(name)
         files.make_directory("/usr/local/share/uefi-firmware")
+        if not self.host.spec.name.startswith("recorded-"):
+            files.write("/usr/local/share/uefi-firmware/BHYVE_UEFI.fd", bytes(4096))
+        self._make_programs()
         image = GuestImage(release=self.version, kernel=self.ident).contents()
         files.add(GUEST_IMAGE, _image(image))
         kenv = self.host.spec.loader_conf
         lines = "".join(f'{name}="{value}"\n' for name, value in kenv.items())
         files.write("/boot/loader.conf", lines.encode())
+
+    def _make_programs(self) -> None:
+        """A file for each command, where FreeBSD has it."""
+        for name in self.commands:
+            path = PLACES.get(name, "/usr/bin")
+            at = ""
+            for word in path.strip("/").split("/"):
+                at += f"/{word}"
+                if not self.files.exists(at):
+                    self.files.make_directory(at)
+            self.files.write(f"{path}/{name}", b"", 0o555)
 
     def _devices(self) -> dict[str, Node]:
         kernel = self.host.kernel

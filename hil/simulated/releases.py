@@ -80,6 +80,20 @@ def settings(spec: MachineSpec) -> dict[str, str]:
     }
 
 
+def loader_variables(acpi_root: int) -> dict[str, str]:
+    """What the loader tells every kernel in its environment."""
+    return {
+        "acpi.oem": "BOCHS",
+        "acpi.revision": "2",
+        "acpi.rsdp": f"{acpi_root:#018x}",
+        "currdev": "disk0p2:",
+        "kernelname": "/boot/kernel/kernel",
+        "loaddev": "disk0p2:",
+        "smbios.system.maker": "QEMU",
+        "vfs.root.mountfrom": "ufs:/dev/gpt/rootfs",
+    }
+
+
 def boot_messages(spec: MachineSpec, attached: Sequence[str]) -> list[str]:
     """The message buffer after boot, around what the devices said as they attached."""
     text = (resources.files(__package__) / "host_boot.txt").read_text("utf-8")

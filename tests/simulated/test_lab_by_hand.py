@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -54,3 +55,10 @@ def test_a_fault_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lab", "up", "--simulated", "freebsd-15-intel", "--fault", "none"]) == 4
     assert "no fault 'none'" in capsys.readouterr().err
     assert main(["lab", "up", "--fault", "none"]) == 5
+
+
+def test_the_doctor_examines_a_simulated_host(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--lab", "freebsd-15-intel", "--json"])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["IOMMU in the firmware"]["state"] == "found"
+    assert "answers" not in checks
