@@ -71,6 +71,7 @@ from hil.platforms.freebsd_text import (
     parse_vmstat,
     pptdevs,
 )
+from hil.platforms.reserving import passable, raise_all
 from hil.transport.base import Result, Transport
 from hil.transport.quoting import quote
 
@@ -386,26 +387,7 @@ class FreebsdBhyve(Platform):
         return reservation
 
     def _passable(self, everything: Mapping[Address, Function], address: Address) -> Function:
-        function = everything.get(address)
-        if function is None:
-            raise InventoryError(
-                f"host {self.host} has no PCI function {address}",
-                host=self.host,
-                hint="see what it has with: hil devices",
-            )
-        if function.config.header_type != 0:
-            # A set driver would fail, and first detach all that is behind it.
-            raise InventoryError(
-                f"{address} is a bridge (header type {function.config.header_type}); "
-                "only functions of header type 0 can be passed",
-                host=self.host,
-            )
-        if function.in_use_as:
-            raise InventoryError(
-                f"{address} is the host's {function.in_use_as}; it will not be taken away",
-                host=self.host,
-                hint="name another device in the inventory",
-            )
+        function = passable(everything, address, self.host)
         if address.domain != 0:
             raise InventoryError(
                 f"{address} is in PCI domain {address.domain}; bhyve passes functions of domain 0 "
@@ -456,8 +438,7 @@ class FreebsdBhyve(Platform):
                     self._return(address, reservation, deadline)
                 except HilError as error:
                     failures.append(error)
-            if failures:
-                raise failures[0] if len(failures) == 1 else _joined(failures)
+            raise_all(failures)
 
     def _return(self, address: Address, reservation: Reservation, deadline: Deadline) -> None:
         before = reservation.previous_drivers
@@ -812,11 +793,3 @@ def _news(before: str, after: str) -> list[str]:
     last = before.splitlines()[-1:]
     lines = after.splitlines()
     return lines[lines.index(last[0]) + 1 :] if last and last[0] in lines else lines
-
-
-def _joined(failures: Sequence[HilError]) -> ProductError:
-    return ProductError(
-        f"{len(failures)} functions could not be returned",
-        seen="\n".join(error.explain() for error in failures),
-        host=failures[0].host,
-    )

@@ -52,6 +52,7 @@ from hil.platforms.contract import (
 from hil.platforms.linux_canary import FileCanary
 from hil.platforms.linux_guest import QemuMachine
 from hil.platforms.linux_memory import KcoreMemory, read_device_memory
+from hil.platforms.reserving import passable, raise_all
 from hil.transport.agent import Agent, AgentEndedError, program
 from hil.transport.base import Result, Transport
 
@@ -355,29 +356,10 @@ class LinuxVfio(Platform):
                         self.journal.forget(entry)
                 except HilError as error:
                     failures.append(error)
-            if failures:
-                raise failures[0] if len(failures) == 1 else _joined(failures)
+            raise_all(failures)
 
     def _passable(self, everything: Mapping[Address, Function], address: Address) -> Function:
-        function = everything.get(address)
-        if function is None:
-            raise InventoryError(
-                f"host {self.host} has no PCI function {address}",
-                host=self.host,
-                hint="see what it has with: hil devices",
-            )
-        if function.config.header_type != 0:
-            raise InventoryError(
-                f"{address} is a bridge (header type {function.config.header_type}); "
-                "only functions of header type 0 can be passed",
-                host=self.host,
-            )
-        if function.in_use_as:
-            raise InventoryError(
-                f"{address} is the host's {function.in_use_as}; it will not be taken away",
-                host=self.host,
-                hint="name another device in the inventory",
-            )
+        function = passable(everything, address, self.host)
         if function.group is None:
             raise ProductError(
                 f"{address} has no IOMMU group: the IOMMU of {self.host} is off or absent",
@@ -818,12 +800,4 @@ def _function(name: str, draft: _Draft, interfaces: tuple[str, ...], in_use: str
         total_vfs=draft.total_vfs,
         interfaces=interfaces,
         in_use_as=in_use,
-    )
-
-
-def _joined(failures: Sequence[HilError]) -> ProductError:
-    return ProductError(
-        f"{len(failures)} functions could not be returned",
-        seen="\n".join(error.explain() for error in failures),
-        host=failures[0].host,
     )
