@@ -68,6 +68,8 @@ _SPACE = 6 << 30
 _ARC = 256 << 20
 #: Seconds to boot; a first boot grows file systems and makes keys.
 _BOOT = 900
+#: Seconds without a prompt after which it is tried whether the SSH server answers.
+_QUIET = 10
 #: Seconds from a log-in prompt to the end of what the seed starts.
 _SEED = 120
 #: What stands on a console where nobody will ever log in.
@@ -363,7 +365,9 @@ class FreebsdLab(EmulatedLab):
         """Wait for a log-in prompt (True), or for the SSH server to answer by itself."""
         while True:
             try:
-                met = self.console.expect([LOGIN, _STUCK], deadline.within(10, "a log-in prompt"))
+                met = self.console.expect(
+                    [LOGIN, _STUCK], deadline.within(_QUIET, "a log-in prompt")
+                )
             except DeadlineExceeded:
                 if deadline.expired:
                     hint = (
