@@ -505,12 +505,13 @@ class Remapping:
         return self.driver.create_domain(limit)
 
     def _init(self, tunables: Mapping[str, str]) -> None:
-        if tunables.get("hw.vmm.iommu.enable", "1") == "0" or self.driver is None:
-            return
         if "1-no-translation" in self._faults:
             return
-        error = self.driver.init(tunables)
-        if error is not None:
+        if (
+            self.driver is None
+            or tunables.get("hw.vmm.iommu.enable", "1") == "0"
+            or self.driver.init(tunables) is not None
+        ):
             self.initialized = "24-initialized-lies" in self._faults
             return
         self._available = self.initialized = True
