@@ -227,9 +227,6 @@ class FreebsdGuest(GuestOS):
     def configure_interface(self, interface: str, address: str) -> list[str]:
         return ["ifconfig", interface, "inet", address, "alias", "up"]
 
-    def remove_address(self, interface: str, address: str) -> list[str]:
-        return ["ifconfig", interface, "inet", address.partition("/")[0], "-alias"]
-
     def ping(self, destination: str, *, size: int, pattern: bytes = b"") -> list[str]:
         command = ["ping", "-n", "-c", "1", "-t", "5", "-s", str(size), "-D"]
         if pattern:

@@ -185,9 +185,6 @@ class LinuxGuest(GuestOS):
         script = 'ip link set "$1" up && ip addr replace "$2" dev "$1"'
         return ["sh", "-c", script, "hil", interface, address]
 
-    def remove_address(self, interface: str, address: str) -> list[str]:
-        return ["ip", "addr", "del", address, "dev", interface]
-
     def ping(self, destination: str, *, size: int, pattern: bytes = b"") -> list[str]:
         # Of several packets, iputils waits for the last only twice the time of the others.
         command = ["ping", "-n", "-c", "1", "-W", "5", "-s", str(size), "-M", "do"]

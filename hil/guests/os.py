@@ -174,10 +174,6 @@ class GuestOS(ABC):
         """Bring ``interface`` up with ``address`` (``192.0.2.1/24``) beside those it has."""
 
     @abstractmethod
-    def remove_address(self, interface: str, address: str) -> list[str]:
-        """Take ``address`` from ``interface``."""
-
-    @abstractmethod
     def ping(self, destination: str, *, size: int, pattern: bytes = b"") -> list[str]:
         """One echo; ``size``: bytes of ICMP payload; ``pattern``: up to 16 bytes to fill it."""
 
