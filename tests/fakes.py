@@ -44,7 +44,7 @@ NIC = Address.parse("0000:01:00.0")
 DISK = Address.parse("0000:02:00.0")
 
 
-def soon(seconds: float = 20.0) -> Deadline:
+def soon(seconds: float = 60.0) -> Deadline:
     return Deadline(seconds, "a test's step")
 
 

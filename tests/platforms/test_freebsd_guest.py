@@ -294,7 +294,7 @@ def test_the_end_of_the_channel_takes_all_back(machine: BhyveMachine, tools: Too
     keeper.close()
     poll(lambda: not (tools.directory / "run" / "1").exists(), soon(), last_seen=machine.failure)
     poll(lambda: "ifconfig tap1018 destroy" in tools.log, soon())
-    assert not (tools.directory / "dev/vmm" / machine.vm).exists()
+    poll(lambda: not (tools.directory / "dev/vmm" / machine.vm).exists(), soon())
 
 
 def test_what_cannot_be_taken_back_is_told_with_its_command(
