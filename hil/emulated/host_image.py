@@ -28,6 +28,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hil.console.console import LOGIN
 from hil.deadline import Deadline, poll
@@ -40,10 +41,11 @@ from hil.emulated.machine import (
     Qemu,
     base_arguments,
     block,
-    device_arguments,
+    devices,
     find_qemu,
     more_arguments,
     new_keys,
+    port_arguments,
     require_memory,
 )
 from hil.emulated.process import run_folder
@@ -72,6 +74,10 @@ _BOOT = 900
 _QUIET = 10
 #: Seconds from a log-in prompt to the end of what the seed starts.
 _SEED = 120
+#: Cannot be plugged into a machine that runs.
+_GPU = "virtio-gpu-pci,"
+#: First QEMU whose AMD-Vi asks a bus for its number.
+_BUSES_BY_NAME = (10, 2)
 #: What stands on a console where nobody will ever log in.
 _STUCK = rb"mountroot> ?$|Enter full pathname of shell"
 
@@ -170,11 +176,27 @@ class Plan:
             command += ["-device", device]
         command += ["-netdev", f"user,id=management,hostfwd=tcp:127.0.0.1:0-:{SSH_PORT}"]
         command += ["-device", f"virtio-net-pci,netdev=management,romfile=,addr=4,mac={MAC}"]
-        command += device_arguments(self.qemu, console, monitor)
+        command += port_arguments(console, monitor)
         command += ["-blockdev", block("nvme", given / "nvme.img", read_only=False)]
-        command += ["-device", "nvme,id=nvme0,bus=port-nvme0,drive=nvme,serial=hil-nvme0"]
-        command += ["-device", "edu,id=edu0,bus=port-edu0"]
+        for device in () if self.plugs_late else self.devices:
+            command += ["-device", device]
         return [*command, *more_arguments()]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What is behind the root ports, as ``-device`` takes it."""
+        first = [d for d in devices(self.qemu) if not (self.plugs_late and d.startswith(_GPU))]
+        nvme = "nvme,id=nvme0,bus=port-nvme0,drive=nvme,serial=hil-nvme0"
+        return (*first, nvme, "edu,id=edu0,bus=port-edu0")
+
+    @property
+    def plugs_late(self) -> bool:
+        """Whether devices must be plugged in once their buses have numbers.
+
+        Until QEMU 10.2 a function has for its AMD-Vi the bus number of the moment it was made
+        (hw/i386/amd_iommu.c; the fix: "Fix handling device on buses != 0"), 0 before firmware.
+        """
+        return self.amd and self.iommu and self.qemu.version < _BUSES_BY_NAME
 
 
 def _file(disk: Disk) -> dict[str, object]:
@@ -304,11 +326,18 @@ class FreebsdLab(EmulatedLab):
         require_memory(MEMORY)
         folder = run_folder(cache.directory() / "run")
         lab = cls(plan, folder, new_keys(folder))
+        if plan.plugs_late:
+            lab.missing["gpu0"] = (
+                f"behind a root port {qemu.words} gives it the wrong requester id for AMD-Vi: "
+                "it takes 10.2 or newer"
+            )
         progress(f"booting {host.path.name} ({accelerator.name}: {accelerator.reason})")
         with lab._coming_up("boot"):
             lab._make_disks(tool)
             lab._start([], deadline)
             lab._monitor("cont", deadline)
+            if plan.plugs_late:
+                lab._plug_late(deadline)
             lab._let_in(deadline.within(_BOOT, "the lab host to boot"))
             progress("putting the guests' disk into a pool on the host")
             lab._provide_guests_disk(tool, deadline)
@@ -336,6 +365,21 @@ class FreebsdLab(EmulatedLab):
     def _script(self) -> str:
         client = (self._folder / "client.pub").read_text().strip()
         return let_in_script(client, (self._folder / "host").read_text())
+
+    def _plug_late(self, deadline: Deadline) -> None:
+        """Plug in all devices when firmware has numbered the buses, and start over."""
+        poll(
+            lambda: _numbered(self._monitor("query-pci", deadline)),
+            deadline.within(60, "the firmware to number the buses"),
+            interval=0.01,
+        )
+        self._monitor("stop", deadline)
+        for device in self._plan.devices:
+            if said := self._process.monitor.human(f"device_add {device}", deadline).strip():
+                raise LabError(f"QEMU does not take the device {device}", seen=said)
+        # A port that has a device at a reset is as if it always had it.
+        self._monitor("system_reset", deadline)
+        self._monitor("cont", deadline)
 
     def _let_in(self, deadline: Deadline) -> None:
         """Wait for the host's SSH server, having started it where the console allows."""
@@ -422,6 +466,12 @@ class FreebsdLab(EmulatedLab):
         self._monitor("cont", deadline)
         # The server is started by rc.local now.
         self.ssh(deadline.within(_BOOT, "the lab host to boot again"))
+
+
+def _numbered(buses: list[dict[str, Any]]) -> bool:
+    """Whether each root port's bus has a number, by what ``query-pci`` says."""
+    bridges = [device for bus in buses for device in bus["devices"] if "pci_bridge" in device]
+    return bool(bridges) and all(device["pci_bridge"]["bus"]["secondary"] for device in bridges)
 
 
 def _qemu_img(qemu: Qemu) -> str:

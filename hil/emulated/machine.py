@@ -197,7 +197,9 @@ class _Plan:
         ):
             place = str(given / file).replace(",", ",,")
             command += ["-fw_cfg", f"name=opt/org.hil/{name},file={place}"]
-        command += device_arguments(self.qemu, console, monitor)
+        command += port_arguments(console, monitor)
+        for device in devices(self.qemu):
+            command += ["-device", device]
         return [*command, *more_arguments()]
 
 
@@ -208,11 +210,10 @@ def base_arguments(qemu: Qemu) -> list[str]:
     return [*command, "-smp", "2", "-m", f"{MEMORY >> 20}M"]
 
 
-def device_arguments(qemu: Qemu, console: str, monitor: str) -> list[str]:
-    """Console, monitor, and the root ports with the devices that can be saved behind them.
+def port_arguments(console: str, monitor: str) -> list[str]:
+    """Console, monitor, root ports, and the cables between network cards.
 
     Args:
-        qemu: which QEMU.
         console: its chardev's options.
         monitor: likewise.
     """
@@ -225,17 +226,21 @@ def device_arguments(qemu: Qemu, console: str, monitor: str) -> list[str]:
     # By default edu's DMA reaches 28 bits only.
     command += ["-global", f"edu.dma_mask={(1 << 64) - 1:#x}"]
     # A hub is the cable; nic1's has no far end.
-    cables = {"nic0": 0, "peer0": 0, "nic1": 1} if qemu.has_igb else {"nic1": 1}
-    for index, (name, cable) in enumerate(cables.items()):
-        model = "e1000e" if name == "nic1" else "igb"
+    for name, cable in {"nic0": 0, "peer0": 0, "nic1": 1}.items():
         command += ["-netdev", f"hubport,id=cable-{name},hubid={cable}"]
-        device = f"{model},id={name},bus=port-{name},netdev=cable-{name},romfile="
-        command += ["-device", f"{device},mac=52:54:00:68:69:{index:02x}"]
-    command += [
-        "-device",
-        "virtio-gpu-pci,id=gpu0,bus=port-gpu0,romfile=,iommu_platform=on,disable-legacy=on",
-    ]
     return command
+
+
+def devices(qemu: Qemu) -> list[str]:
+    """The devices behind the root ports that can be saved, as ``-device`` takes them."""
+    found = []
+    for index, name in enumerate(("nic0", "peer0", "nic1")):
+        model = "e1000e" if name == "nic1" else "igb"
+        if model == "e1000e" or qemu.has_igb:
+            device = f"{model},id={name},bus=port-{name},netdev=cable-{name},romfile="
+            found.append(f"{device},mac=52:54:00:68:69:{index:02x}")
+    gpu = "virtio-gpu-pci,id=gpu0,bus=port-gpu0,romfile=,iommu_platform=on,disable-legacy=on"
+    return [*found, gpu]
 
 
 def block(name: str, path: Path, *, read_only: bool) -> str:

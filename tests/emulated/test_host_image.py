@@ -11,6 +11,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,25 @@ class TestTheMachine:
         text = words(plan(image))
         for index, name in enumerate(machine.PORTS):
             assert f"pcie-root-port,id=port-{name},chassis={index + 1},addr=0x10.{index}," in text
-            assert re.search(rf"id={name},bus=port-{name}", text)
+            assert re.search(rf"id={name},bus=port-{name}\b", text)
+
+    def test_an_old_amd_vi_gets_its_devices_once_buses_have_numbers(self, image: Disk) -> None:
+        def new(old: Plan) -> Plan:
+            return replace(old, qemu=replace(old.qemu, version=(10, 2)))
+
+        late = [plan(image, amd=True)]
+        for each in (*late, plan(image), plan(image, amd=True, iommu=False), new(late[0])):
+            assert each.plugs_late is (each in late)
+            assert ("-device edu,id=edu0" not in words(each)) is (each in late)
+            assert "edu,id=edu0,bus=port-edu0" in each.devices
+
+    def test_when_buses_have_numbers(self) -> None:
+        def bridge(number: int) -> dict[str, object]:
+            return {"pci_bridge": {"bus": {"number": 0, "secondary": number}}}
+
+        for numbers, done in (((), False), ((0, 0), False), ((1, 0), False), ((1, 2), True)):
+            told = [{"bus": 0, "devices": [{"slot": 0}, *map(bridge, numbers)]}]
+            assert host_image._numbered(told) is done
 
     def test_the_users_image_is_not_written(self, image: Disk) -> None:
         blocks = [word for word in plan(image).command("c", "m", Path("/run/x")) if "{" in word]
@@ -136,13 +155,19 @@ class TestTheMachine:
         command = lab._plan.command("null,id=console", "stdio,id=monitor", lab._folder)
         command.append("-S")
         command[0] = qemu.path
-        talk = b"".join(
-            json.dumps({"execute": word}).encode() + b"\n"
-            for word in ("qmp_capabilities", "query-block", "quit")
-        )
+        late = lab._plan.devices if lab._plan.plugs_late else ()
+        assert bool(late) is amd
+        say = [
+            {"execute": "qmp_capabilities"},
+            *(human(f"device_add {device}") for device in late),
+            {"execute": "query-block"},
+            {"execute": "quit"},
+        ]
+        talk = b"".join(json.dumps(line).encode() + b"\n" for line in say)
         done = subprocess.run(command, input=talk, capture_output=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr.decode()
         answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert not [a for a in answers if isinstance(a.get("return"), str) and a["return"]]
         shown = next(a["return"] for a in answers if isinstance(a.get("return"), list))
         sizes = {
             block["inserted"]["node-name"]: block["inserted"]["image"]["virtual-size"]
@@ -151,6 +176,10 @@ class TestTheMachine:
         assert sizes["root"] == image.size
         assert sizes["guest"] == 3 * MIB
         assert {"pool", "seed", "nvme"} <= set(sizes)
+
+
+def human(line: str) -> dict[str, object]:
+    return {"execute": "human-monitor-command", "arguments": {"command-line": line}}
 
 
 def bare(tmp_path: Path, made: Plan) -> FreebsdLab:
