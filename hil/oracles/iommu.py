@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 
 from hil.bench import BenchDevice, BenchHost, GuestPool
 from hil.deadline import Deadline
-from hil.errors import ProductError
+from hil.errors import LabError, ProductError
 from hil.guests.guest import Guest
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.tables import Entry, Kind, Tables, Translation
 from hil.pci.address import Address
-from hil.platforms.contract import Feature, Owner, Phase
+from hil.platforms.contract import Feature, GuestSpec, Owner, Phase
 
 #: Places of the token that are compared; a search may find copies in freed memory too.
 PLACES = 8
@@ -135,6 +135,48 @@ def check_switched(host: BenchHost, on: bool) -> None:
             f"the IOMMU of {host.name} should be {'on' if on else 'off'} now and is not",
             host=host.name,
             seen=host.platform.tables(host.limit(30, "the tables")).describe(),
+        )
+
+
+def host_reach(host: BenchHost) -> int:
+    """Bytes of memory that the host's own functions reach, all of them in one domain."""
+    platform = host.platform
+    tables = platform.tables(host.limit(30, "the tables"))
+    for function in platform.functions(host.limit(30, "the list of functions")):
+        entry = tables.entry(function.address.requester_id)
+        if function.driver and not function.reserved and _owner(entry, None) is Owner.HOST:
+            return sum(m.length for m in tables.mappings(function.address.requester_id))
+    raise LabError(f"no function of {host.name} reaches the host's memory", host=host.name)
+
+
+def check_not_passed_unless_reserved(device: BenchDevice, image: str) -> None:
+    """The host's own driver has the device: a guest that asks for it is refused.
+
+    Raises:
+        ProductError: the guest was made.
+    """
+    device.give_back()
+    deadline = device.host.limit(60, "a guest that is refused")
+    spec = GuestSpec("refused", image, devices=device.functions)
+    try:
+        machine = device.host.platform.create_guest(spec, deadline)
+    except ProductError:
+        return
+    machine.destroy(deadline)
+    raise ProductError(f"a guest got {device}, which was not reserved")
+
+
+def check_reach(host: BenchHost, before: int) -> None:
+    """The host's own functions reach as much memory as ``before``.
+
+    Raises:
+        ProductError: some of it is lost to them, or they reach more.
+    """
+    now = host_reach(host)
+    if now != before:
+        raise ProductError(
+            f"the functions of {host.name} reached {before:#x} bytes and reach {now:#x} now",
+            host=host.name,
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hil.bench import BenchDevice, Peer
 from hil.deadline import poll
-from hil.errors import LabError, ProductError
+from hil.errors import DeadlineExceeded, LabError, ProductError
 from hil.guests.guest import Guest
 from hil.transport.quoting import quote
 
@@ -103,13 +103,24 @@ def echo(
 
 
 def wait_for_link(guest: Guest, peer: Peer) -> None:
-    """Wait until the first echo comes back."""
+    """Wait until the first echo comes back.
+
+    Raises:
+        ProductError: none does, for 20 seconds.
+    """
     command = guest.os.ping(peer.address, size=56)
-    poll(
-        lambda: guest.run(command, seconds=15).status == 0,
-        guest.limit(20, f"the link to {peer.address}"),
-        interval=0.1,
-    )
+    try:
+        poll(
+            lambda: guest.run(command, seconds=15).status == 0,
+            guest.limit(20, f"the link to {peer.address}"),
+            interval=0.1,
+        )
+    except DeadlineExceeded as error:
+        raise ProductError(
+            f"the NIC of guest {guest.name} gets no answer from {peer.address}",
+            seen=error.message,
+            hint=f"does {peer.interface} of {peer.host.name} have a link, and the other end of it?",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ class Fault:
     """Revision, review, problem report, or the source it was read in."""
     vendors: tuple[str, ...] = ("intel", "amd")
     """Processor vendors whose IOMMU code had it."""
+    beyond: str = ""
+    """Why no suite can see it; empty if one can."""
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -158,6 +160,7 @@ FAULTS: tuple[Fault, ...] = (
         "28-unchecked-mapping",
         "Any host physical address can be mapped into a guest as if it were a BAR.",
         "FreeBSD D36238",
+        beyond="it takes a program that calls ioctl(2) on /dev/vmm; the base system has none",
     ),
     Fault(
         29,

@@ -125,3 +125,18 @@ def test_vfs_made_after_the_first_assignment_move_frames_in_guests(
     pairs = zip(two_guests_with_vfs.guests, two_guests_with_vfs.devices, strict=True)
     for index, (guest, vf) in enumerate(pairs):
         nic.echo(guest, nic.join(guest, vf, index), sizes=nic.SIZES[-2:])
+
+
+@pytest.mark.catalogue("LC7", bugs=[23])
+@pytest.mark.danger(1)
+@pytest.mark.needs(device="edu", features=["tables"])
+def test_an_assignment_that_failed_takes_no_memory_from_the_hosts_devices(
+    device: BenchDevice, guests: GuestPool
+) -> None:
+    if not device.host.platform.one_host_domain:
+        pytest.skip("on this platform each of the host's devices has a domain of its own")
+    iommu.switch_on(device, guests)
+    guests.close()
+    before = iommu.host_reach(device.host)
+    iommu.check_not_passed_unless_reserved(device, guests.image)
+    iommu.check_reach(device.host, before)
