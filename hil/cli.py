@@ -261,7 +261,7 @@ def prove(
         load(name)
     paths = [_suite(name) for name in suites or []] or [str(suites_folder())]
     proof = proving.prove(
-        [fault_named(name) for name in fault] if fault else FAULTS,
+        [fault_named(n) for n in fault] if fault else [f for f in FAULTS if not f.beyond],
         labs,
         proving.run_suites(paths, _invocation.after_dashes),
         jobs=jobs,
