@@ -81,8 +81,12 @@ _BUSES_BY_NAME = (10, 2)
 #: What stands on a console where nobody will ever log in.
 _STUCK = rb"mountroot> ?$|Enter full pathname of shell"
 
+# Before FreeBSD 14 root's shell is csh, which no command of ours is written for.  A client of
+# DHCP on a network card that is passed, or comes back, would get in the way.
 _LET_IN = r"""
 umask 077
+pw usermod root -s /bin/sh || exit
+sysrc -x ifconfig_DEFAULT >/dev/null 2>&1
 mkdir -p /root/.hil && cd /root/.hil || exit
 printf '%s\n' {public} >authorized_keys
 printf '%s' {private} >host_key
@@ -91,8 +95,7 @@ grep -q /root/.hil/start /etc/rc.local 2>/dev/null || echo 'sh /root/.hil/start'
 sh start </dev/null
 """
 
-# Of its network cards the host needs an address on one; a client of DHCP on one that is
-# passed to a guest would get in the way.  The tunable counts if set before vmm is loaded.
+# The tunable counts if set before vmm is loaded.
 _START = r"""
 kldstat -q -m vmm || kenv hw.vmm.amdvi.enable=1 >/dev/null
 pkill -x dhclient

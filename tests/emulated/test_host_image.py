@@ -472,6 +472,8 @@ class TestTheScript:
             "ifconfig": interfaces,
             "kldstat": "exit 1",
             "pkill": "exit 1",
+            "pw": "exit 0",
+            "sysrc": "echo no such variable >&2; exit 1",
             "sockstat": f"[ ! -e {tmp_path}/running ] || echo 'root sshd 1 tcp4 *:2222'",
             "b64decode": "exec base64 -d",
             "kenv": "echo loud",
@@ -508,6 +510,7 @@ class TestTheScript:
         calls = (tmp_path / "calls").read_text().splitlines()
         assert "kenv hw.vmm.amdvi.enable=1" in calls, "bhyve leaves AMD's IOMMU off otherwise"
         assert f"ifconfig vtnet0 inet {host_image.ADDRESS} up" in calls
+        assert "pw usermod root -s /bin/sh" in calls, "before FreeBSD 14 it is csh"
         server = next(call for call in calls if call.startswith("sshd "))
         assert f"-p {host_image.SSH_PORT} -h {folder}/host_key" in server
 
