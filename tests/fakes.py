@@ -188,6 +188,9 @@ class FakeOS(LinuxGuest):
     def triple_fault(self) -> list[str]:
         return ["echo", "triple fault"]
 
+    def is_up(self) -> str:
+        return "true"
+
     def before_saving(self) -> str:
         return "echo about to be saved"
 

@@ -236,6 +236,10 @@ class FreebsdGuest(GuestOS):
     def reset_function(self, address: Address) -> list[str]:
         return ["devctl", "reset", "-d", address.selector]
 
+    def is_up(self) -> str:
+        # Its rescue is single-user mode, which its loader enters only when it is told to.
+        return "true"
+
     def before_saving(self) -> str:
         raise LabError("FreeBSD guests cannot be saved: bhyve is built without snapshots")
 

@@ -148,6 +148,13 @@ class Guest:
                 seen=self.machine.failure() or error.seen,
                 console=self.console.log.tail(30),
             ) from error
+        if self.console.run(self.os.is_up(), deadline).status != 0:
+            self._enter(GuestState.CRASHED)
+            raise GuestError(
+                f"guest {self.name} came up to a rescue shell only",
+                console=self.console.log.tail(30),
+                hint="its console tells what it could not find",
+            )
         self._enter(GuestState.READY)
         self.booted = True
 

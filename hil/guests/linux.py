@@ -203,6 +203,10 @@ class LinuxGuest(GuestOS):
         """
         return ["sh", "-c", script, "hil", str(address)]
 
+    def is_up(self) -> str:
+        # An initramfs is left for the real root by a mount over it (switch_root(8)).
+        return "grep ' / ' /proc/mounts | tail -n 1 | grep -qv '^rootfs '"
+
     def before_saving(self) -> str:
         # All drivers of PCI functions, since which will be passed is not known.
         return (

@@ -184,6 +184,10 @@ class GuestOS(ABC):
     # Shell text, for a console.
 
     @abstractmethod
+    def is_up(self) -> str:
+        """Fails in a rescue shell, which looks like a log-in but is none."""
+
+    @abstractmethod
     def before_saving(self) -> str:
         """Loads what guests that continue this one will need, so that they need not."""
 
