@@ -24,9 +24,10 @@ from hil.emulated.accel import Accelerator
 from hil.emulated.host_image import FreebsdLab, Plan
 from hil.emulated.image_store import Disk, inspect
 from hil.errors import DeadlineExceeded, GuestError, InventoryError, LabError
-from hil.lab import keeper
+from hil.lab import keeper, live
 from hil.lab.load import load
 from hil.transport import keys
+from hil.transport.local import LocalTransport
 from tests.console.streams import PtyStream, ScriptedStream
 from tests.emulated.test_host_cpu import AMD, AMD_ON, INTEL, INTEL_ON
 
@@ -459,6 +460,75 @@ class TestLettingIn:
         assert ssh.tries == 0
 
 
+class _Monitor:
+    """QEMU's, of a machine whose firmware numbers the buses at the third question."""
+
+    def __init__(self, said: str = "") -> None:
+        self.said = said
+        self.asked: list[str] = []
+
+    def execute(self, command: str, _: Deadline) -> list[dict[str, object]]:
+        self.asked.append(command)
+        number = int(self.asked.count("query-pci") >= 3)
+        return [{"bus": 0, "devices": [{"pci_bridge": {"bus": {"secondary": number}}}]}]
+
+    def human(self, line: str, _: Deadline) -> str:
+        self.asked.append(" ".join(line.split(",")[:2]))
+        return self.said
+
+
+class _Process:
+    def __init__(self, monitor: _Monitor) -> None:
+        self.monitor = monitor
+
+
+class TestStartingOver:
+    def lab(
+        self, tmp_path: Path, image: Disk, monkeypatch: pytest.MonkeyPatch, monitor: _Monitor
+    ) -> FreebsdLab:
+        lab = bare(tmp_path, plan(image, amd=True))
+        monkeypatch.setattr(lab, "_process", _Process(monitor), raising=False)
+        return lab
+
+    def test_devices_come_once_buses_have_numbers(
+        self, tmp_path: Path, image: Disk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monitor = _Monitor()
+        self.lab(tmp_path, image, monkeypatch, monitor)._plug_late(limit())
+        assert monitor.asked == [
+            *["query-pci"] * 3,
+            "stop",
+            "device_add igb id=nic0",
+            "device_add igb id=peer0",
+            "device_add e1000e id=nic1",
+            "device_add nvme id=nvme0",
+            "device_add edu id=edu0",
+            "system_reset",
+            "cont",
+        ]
+
+    def test_a_device_that_qemu_does_not_take(
+        self, tmp_path: Path, image: Disk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lab = self.lab(tmp_path, image, monkeypatch, _Monitor("Error: no such bus\r\n"))
+        with pytest.raises(LabError, match="does not take the device igb") as error:
+            lab._plug_late(limit())
+        assert error.value.seen == "Error: no such bus"
+
+    def test_power(self, tmp_path: Path, image: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+        monitor, ssh = _Monitor(), _Ssh(0)
+        lab = self.lab(tmp_path, image, monkeypatch, monitor)
+        lab.console = Console("the lab host", ScriptedStream([b"panic: for a test\r\n"]))
+        monkeypatch.setattr(lab, "ssh", ssh)
+        with closing(lab.console):
+            with pytest.raises(GuestError):
+                lab.console.expect("never", limit())
+            lab.power_cycle(limit())
+            assert lab.panic == ""
+        assert monitor.asked == ["system_reset", "cont"]
+        assert ssh.tries == 1
+
+
 class TestTheScript:
     """Run by a real shell, in a folder, with stand-ins for FreeBSD's tools."""
 
@@ -662,6 +732,39 @@ class TestTheLab:
         guest.write_bytes(image.path.read_bytes())
         lab = load(f"emulated:{image.path},{guest}")
         assert (lab.host_image, lab.guest_image) == (str(image.path), str(guest))
+
+    def test_its_machine_and_platform(
+        self, image: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        booted = bare(tmp_path, plan(image))
+        booted.missing["gpu0"] = "for a test"
+        given: list[object] = []
+
+        def boot(host: Disk, guest: Disk, **options: object) -> FreebsdLab:
+            given.extend([host, guest, options["iommu"]])
+            return booted
+
+        monkeypatch.setattr(FreebsdLab, "boot", boot)
+        monkeypatch.setattr(booted, "ssh", lambda _: LocalTransport("host"))
+        lab = load(f"emulated:{image.path}")
+        assert live.machine_of(lab, limit(), iommu=False) is booted
+        assert given == [image, image, False]
+        found = live.live_emulated(lab, booted, limit())
+        assert found.platforms["host"].name == "freebsd-bhyve"
+        assert set(found.lab.devices) == set(lab.devices) - {"gpu0"}
+
+    def test_the_keeper_boots_it(self, image: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[str] = []
+
+        def keep(name: str, bring_up: Callable[[object], object]) -> int:
+            told.append(name)
+            bring_up(print)
+            return 0
+
+        monkeypatch.setattr(keeper, "keep", keep)
+        monkeypatch.setattr(live, "machine_of", lambda lab, *_, **__: told.append(lab.host_image))
+        assert keeper._main("mine", "60", f"emulated:{image.path},{image.path}") == 0
+        assert told == ["mine", str(image.path)]
 
     @pytest.mark.usefixtures("cache_folder")
     @pytest.mark.parametrize(
