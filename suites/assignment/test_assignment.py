@@ -32,7 +32,7 @@ def test_the_guest_gets_every_memory_bar_of_the_device(device: BenchDevice, gues
 
 @pytest.mark.catalogue("AS2")
 @pytest.mark.danger(0)
-@pytest.mark.needs(device="nic", features=["address-forms"])
+@pytest.mark.needs(platform="freebsd-bhyve", device="nic", features=["address-forms"])
 def test_every_form_of_its_address_means_the_same_device(
     device: BenchDevice, guests: GuestPool
 ) -> None:

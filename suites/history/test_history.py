@@ -10,10 +10,13 @@ from hil.oracles.crosstalk import Pair
 from hil.platforms.contract import Phase
 from hil.probes import nic
 
+#: Their like on other platforms stands in the other suites.
+BHYVE = "freebsd-bhyve"
+
 
 @pytest.mark.catalogue("AS1", bugs=["r305485"])
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="nic", capability="flr", peer=True)
+@pytest.mark.needs(platform=BHYVE, device="nic", capability="flr", peer=True)
 def test_the_workflow_from_the_hosts_driver_to_a_guest_and_back(
     device: BenchDevice, guests: GuestPool
 ) -> None:
@@ -48,7 +51,7 @@ def test_the_first_passed_vf_switches_the_iommu_on_and_a_plain_guest_does_not(
 
 @pytest.mark.catalogue("IO4", bugs=[3, 20, 21, "r325039"])
 @pytest.mark.danger(0)
-@pytest.mark.needs(features=["tables"])
+@pytest.mark.needs(platform=BHYVE, features=["tables"])
 def test_whatever_is_reserved_and_belongs_to_nobody_reaches_what_the_platform_states(
     device: BenchDevice, guests: GuestPool
 ) -> None:
@@ -77,6 +80,7 @@ def test_a_function_that_was_gone_for_a_moment_works_on_the_host_and_in_a_guest(
 
 @pytest.mark.catalogue("AS6")
 @pytest.mark.danger(1)
+@pytest.mark.needs(platform=BHYVE)
 def test_one_guest_gets_two_cards_that_were_reserved_together(lab: Bench) -> None:
     cards = [device for device in lab.devices.values() if device.kind in ("nic", "nvme")][:2]
     if len(cards) < 2:
@@ -89,7 +93,7 @@ def test_one_guest_gets_two_cards_that_were_reserved_together(lab: Bench) -> Non
 
 @pytest.mark.catalogue("IO8", bugs=[26])
 @pytest.mark.danger(2)
-@pytest.mark.needs(device="edu", features=["reload"])
+@pytest.mark.needs(platform=BHYVE, device="edu", features=["reload"])
 def test_the_hypervisors_module_is_unloaded_and_loaded_with_a_device_reserved(
     device: BenchDevice, lab: Bench
 ) -> None:
@@ -102,7 +106,7 @@ def test_the_hypervisors_module_is_unloaded_and_loaded_with_a_device_reserved(
 
 @pytest.mark.catalogue("LC7")
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="edu")
+@pytest.mark.needs(platform=BHYVE, device="edu")
 def test_a_guest_that_was_killed_leaves_nothing_once_it_is_destroyed(
     device: BenchDevice, guests: GuestPool
 ) -> None:
@@ -118,7 +122,7 @@ def test_a_guest_that_was_killed_leaves_nothing_once_it_is_destroyed(
 
 @pytest.mark.catalogue("HP1", bugs=[5, 8, "r305497"])
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="nic", capability="sriov", vfs=2, peer=True)
+@pytest.mark.needs(platform=BHYVE, device="nic", capability="sriov", vfs=2, peer=True)
 def test_vfs_made_after_the_first_assignment_move_frames_in_guests(
     two_guests_with_vfs: Pair,
 ) -> None:
@@ -129,7 +133,7 @@ def test_vfs_made_after_the_first_assignment_move_frames_in_guests(
 
 @pytest.mark.catalogue("LC7", bugs=[23])
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="edu", features=["tables"])
+@pytest.mark.needs(platform=BHYVE, device="edu", features=["tables"])
 def test_an_assignment_that_failed_takes_no_memory_from_the_hosts_devices(
     device: BenchDevice, guests: GuestPool
 ) -> None:

@@ -113,7 +113,7 @@ def test_control_dma_inside_the_guests_memory_does_not_pass_for_a_fault(
 
 @pytest.mark.catalogue("IO5", bugs=[22])
 @pytest.mark.danger(2)
-@pytest.mark.needs(device="edu", features=["event-log"])
+@pytest.mark.needs(platform="freebsd-bhyve", device="edu", features=["event-log"])
 def test_each_fault_is_told_once_however_often_the_log_wraps(
     device: BenchDevice, guest: Guest
 ) -> None:
@@ -122,7 +122,7 @@ def test_each_fault_is_told_once_however_often_the_log_wraps(
 
 @pytest.mark.catalogue("IO5")
 @pytest.mark.danger(2)
-@pytest.mark.needs(device="edu", features=["event-log"])
+@pytest.mark.needs(platform="freebsd-bhyve", device="edu", features=["event-log"])
 def test_control_a_fault_that_is_told_twice_is_seen(device: BenchDevice, guest: Guest) -> None:
     with pytest.raises(ProductError, match="told again"):
         strayed.check_told_once(device, guest, again=True)
