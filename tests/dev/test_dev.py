@@ -60,7 +60,8 @@ case "$*" in *"-t bookworm-backports"*) touch "$ETC/igb" ;; esac
     "qemu-system-x86_64": """
 case "$*" in
 *--version*) echo "QEMU emulator version 7.2.1" ;;
-*igb*) [ -f "$ETC/igb" ] ;;
+*igb,help*) echo "Device 'igb' not found" >&2 ;;  # with status 0, as QEMU 7.2 does
+"-device help"*) echo 'name "e1000e", bus PCI'; [ ! -f "$ETC/igb" ] || echo 'name "igb", bus PCI' ;;
 esac
 """,
     "node": "exit 0",
