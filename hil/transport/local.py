@@ -261,6 +261,7 @@ class ProcessStream:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGTERM)
         try:
-            self._process.wait(1.0)
+            # Who tidies up on SIGTERM, as a lease does, gets the time that a busy machine takes.
+            self._process.wait(10.0)
         except subprocess.TimeoutExpired:
             _kill(self._process)
