@@ -135,7 +135,9 @@ _TAKE = r"""
 script=$1 lapse=$2 record=$3 own=$4 taken=$5; shift 5
 [ -z "$taken" ] || printf '%s\n' "$record" > "$taken" || exit 1
 if [ $# -eq 0 ]; then
-    trap '[ -z "$own" ] || rm -f "$own"' EXIT
+    # What ends this may end it twice: by the end of its input, then by a signal to its group,
+    # rm(1) included.
+    trap 'trap "" HUP TERM; [ -z "$own" ] || rm -f "$own"' EXIT
     trap 'exit 0' HUP TERM
     echo held || exit 1
     while timeout "$lapse" sh -c 'read -r _'; do :; done
