@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator
 
 import pytest
 
 from hil.bench import Bench
-from hil.console.log import MEMORY_LIMIT
-from hil.deadline import Deadline, poll
-from hil.errors import GuestError, HilError
-from hil.guests.guest import Guest, GuestState
+from hil.deadline import Deadline
+from hil.errors import GuestError
+from hil.guests.guest import Guest
 from hil.guests.os import guest_os
 from hil.lab.assemble import bench_of
 from hil.lab.live import open_lab
@@ -36,39 +34,6 @@ def guest(bench: Bench) -> Iterator[Guest]:
     made = bench.guests.fresh(host=bench.host)
     yield made
     made.destroy()
-
-
-@contextlib.contextmanager
-def printing(guest: Guest, command: str) -> Iterator[None]:
-    """The guest prints on its console without end while the block runs.
-
-    With a breath in between: each byte is an exit to a hypervisor under software emulation,
-    which at full rate may end the guest.
-    """
-    before = guest.console.log.end
-    script = f"while :; do {command} | head -c 500; sleep 0.1; done"
-    guest.run(
-        ["sh", "-c", f"({script}) >/dev/ttyS0 2>/dev/null </dev/null & echo $! >/run/flood"]
-    ).check()
-    limit = guest.limit(60, "the flood")
-    poll(lambda: guest.console.log.end > before + 3_000, limit)
-    yield
-    guest.run(["sh", "-c", "kill $(cat /run/flood)"]).check()
-
-
-@pytest.mark.parametrize("command", ["yes it never ends", "cat /dev/urandom"])
-def test_a_guest_that_floods_its_console_can_be_worked_with_and_ended(
-    guest: Guest, command: str
-) -> None:
-    with printing(guest, command):
-        assert guest.run(["echo", "here"]).check().stdout == "here\n"
-        # Whatever becomes of a command on that console, it ends, and in words.
-        with contextlib.suppress(HilError):
-            guest.console.run("echo through", guest.limit(5, "a command"))
-        assert guest.console.log.end - len(guest.console.log.text()) < MEMORY_LIMIT
-        assert guest.console.log.tail(5)
-    guest.destroy()
-    assert guest.state is GuestState.DESTROYED
 
 
 def test_a_guest_whose_boot_fails_is_told_with_its_last_lines(bench: Bench) -> None:
