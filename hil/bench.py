@@ -63,7 +63,7 @@ class BenchHost:
     """What the host's kernel said of its end on its console; empty while it lives, and where
     nobody reads its console."""
     shelf: Shelf | None = None
-    """None: a saved guest lives as long as the run."""
+    """None: every guest boots."""
 
     def limit(self, seconds: float, what: str) -> Deadline:
         """A deadline of this host's pace."""
@@ -205,14 +205,13 @@ class GuestPool:
     A shared guest is kept for the next test that asks for the same devices.  Whoever needs a
     device that another guest holds gets that guest destroyed first.
 
-    Args:
-        templates: boot one guest a host without devices and let the others continue it, but
-            for those that are to be booted ``cold``: with their devices there from the start.
+    On a host with a shelf, one guest is booted without devices and saved, and the others
+    continue it, but for those that are to be booted ``cold``: with their devices there from the
+    start.
     """
 
-    def __init__(self, image: str, os: str = "linux", *, templates: bool = False) -> None:
+    def __init__(self, image: str, os: str = "linux") -> None:
         self.image = image
-        self.templates = templates
         self._templates: dict[str, Template] = {}
         self._os = os
         self._numbers = itertools.count(1)
@@ -259,9 +258,9 @@ class GuestPool:
 
     def _boot_from_here_on(self, host: BenchHost, error: HilError) -> None:
         events.emit(events.Evidence("why guests boot from here on", error.explain().encode()))
-        self.templates = False
         if host.shelf is not None:
             host.shelf.forget()
+        host.shelf = None
 
     def fresh_each(self, *devices: BenchDevice) -> dict[Guest, BenchDevice]:
         """A ready guest for each device, all of them alive together."""
@@ -298,15 +297,15 @@ class GuestPool:
         return guest
 
     def _template_of(self, host: BenchHost) -> Template | None:
-        if not self.templates or Feature.TEMPLATES not in host.platform.features:
+        if host.shelf is None or Feature.TEMPLATES not in host.platform.features:
             return None
         if host.name not in self._templates:
             make = functools.partial(self._save_guest, host)
             limit = host.limit(300, "the saved guest")
-            self._templates[host.name] = host.shelf.template(make, limit) if host.shelf else make()
+            self._templates[host.name] = host.shelf.template(make, limit)
         return self._templates[host.name]
 
-    def _save_guest(self, host: BenchHost, path: str = "") -> Template:
+    def _save_guest(self, host: BenchHost, path: str) -> Template:
         guest = self.fresh(host=host, cold=True)
         try:
             return guest.save(path)
@@ -403,14 +402,13 @@ class Bench:
         *,
         image: str = "linux",
         guest_system: str = "linux",
-        templates: bool = False,
         closer: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.kind = kind
         self.hosts = hosts
         self.devices = devices
-        self.guests = GuestPool(image, guest_system, templates=templates)
+        self.guests = GuestPool(image, guest_system)
         self.guests.make_free = self._make_free
         self._closer = closer
         self._vfs: dict[str, tuple[BenchDevice, ...]] = {}

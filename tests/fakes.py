@@ -235,10 +235,10 @@ class FakeMachine:
     def start(self, deadline: Deadline) -> None:
         self.at = MachineState.RUNNING
 
-    def save(self, deadline: Deadline, path: str = "") -> Template:
+    def save(self, path: str, deadline: Deadline) -> Template:
         self.at = MachineState.STOPPED
         spec = self.spec
-        return Template(spec.image, spec.memory, spec.cpus, path or "/saved", generate())
+        return Template(spec.image, spec.memory, spec.cpus, path, generate())
 
     def state(self, deadline: Deadline) -> MachineState:
         return self.at

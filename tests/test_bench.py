@@ -134,7 +134,7 @@ def test_guests_for_each_device_are_booted(lab: Lab) -> None:
 def templates(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """The lab, with guests that continue saved ones."""
     monkeypatch.setattr("hil.bench.guest_os", lambda _: FakeOS())
-    lab.guests.templates = True
+    lab.host.shelf = FakeShelf()
     lab.platform.can = frozenset({Feature.TEMPLATES})
     return lab
 
@@ -195,7 +195,6 @@ def test_a_template_that_is_kept_is_not_made_again(templates: Lab) -> None:
     assert shelf.kept is not None
     assert shelf.kept.path == "/dev/vdz"
     again = Lab()
-    again.guests.templates = True
     again.platform.can = templates.platform.can
     again.host.shelf = shelf
     guest = again.guests.fresh(again.nic)

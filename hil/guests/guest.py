@@ -115,10 +115,10 @@ class Guest:
                 self.console.run(text, deadline).check()
         return self
 
-    def save(self, path: str = "") -> Template:
+    def save(self, path: str) -> Template:
         """Save it as it is, ready, for guests that continue it; it runs no more.
 
-        ``path``: on the host; empty: its platform finds a place.
+        ``path``: a file or disk on the host.
         """
         deadline = self.limit(BOOT, "the saving")
         with events.step(f"save guest {self.name}"):
@@ -127,7 +127,7 @@ class Guest:
             self.run(["true"]).check()
             self._close_ssh()
             self.console.release(deadline)
-            return self.machine.save(deadline, path)
+            return self.machine.save(path, deadline)
 
     def _log_in(self, deadline: Deadline) -> None:
         try:

@@ -47,8 +47,6 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
             vfs=device.vfs,
         )
     image, entry = next(iter(lab.images.items()), ("linux", None))
-    # Where a boot takes many seconds, most guests continue one that was booted once.
-    templates = lab.kind is LabKind.EMULATED
     return Bench(
         lab.name,
         lab.kind,
@@ -56,11 +54,11 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
         devices,
         image=image,
         guest_system=entry.os if entry else "linux",
-        templates=templates,
     )
 
 
 def _shelf_of(live: LiveLab) -> Shelf | None:
+    """Where a boot takes many seconds, most guests continue one that was booted once."""
     if live.emulated is None:
         return None
     from hil.emulated.templates import Shelf as CacheShelf

@@ -230,10 +230,8 @@ class Machine(Protocol):
         """Run the guest's first instruction, or continue its template."""
         ...
 
-    def save(self, deadline: Deadline, path: str = "") -> Template:
-        """Stop it and keep its state on the host, for others to continue.
-
-        ``path``: a file or disk there to keep it in; empty: the platform finds a place.
+    def save(self, path: str, deadline: Deadline) -> Template:
+        """Stop it and keep its state in ``path`` on the host, a file or disk, to be continued.
 
         Raises:
             LabError: the platform has no :attr:`Feature.TEMPLATES`.

@@ -455,7 +455,7 @@ class BhyveMachine:
         self._started = True
         events.emit(events.PhaseReached(self.spec.name, "started"))
 
-    def save(self, _deadline: Deadline, _path: str = "") -> Template:
+    def save(self, _path: str, _deadline: Deadline) -> Template:
         """Not possible: releases are built without bhyve's snapshots."""
         raise LabError(f"guest {self.spec.name} cannot be saved: bhyve has no snapshots here")
 

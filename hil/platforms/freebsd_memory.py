@@ -15,12 +15,12 @@ from hil.deadline import Deadline
 from hil.errors import LabError
 from hil.iommu.memory import PhysicalMemory
 from hil.journal import RUN, Entry, Journal, Undo
+from hil.platforms import canary
 from hil.platforms.freebsd_undo import MEMORY_DISK
 from hil.transport.base import Transport
 
 PAGE = 4096
 _SECTOR = 512
-_BLOCK = 65536
 _ACPI_HEADER = 36
 #: No firmware has more tables, nor a table as long.
 _ACPI_TABLES, _ACPI_LENGTH = 512, 1 << 20
@@ -72,17 +72,17 @@ class ReadAhead:
     """
 
     def __init__(self, transport: Transport, deadline: Deadline) -> None:
-        self._source = DevMemory(transport, deadline, unit=_BLOCK)
+        self._source = DevMemory(transport, deadline, unit=canary.BLOCK)
         self._blocks: dict[int, bytes] = {}
 
     def read(self, address: int, length: int) -> bytes:
         """``length`` bytes at a physical ``address``; LabError if the kernel refuses."""
-        first, last = address // _BLOCK, (address + length - 1) // _BLOCK
+        first, last = address // canary.BLOCK, (address + length - 1) // canary.BLOCK
         for number in range(first, last + 1):
             if number not in self._blocks:
-                self._blocks[number] = self._source.read(number * _BLOCK, _BLOCK)
+                self._blocks[number] = self._source.read(number * canary.BLOCK, canary.BLOCK)
         data = b"".join(self._blocks[number] for number in range(first, last + 1))
-        return data[address - first * _BLOCK :][:length]
+        return data[address - first * canary.BLOCK :][:length]
 
 
 def device_registers(transport: Transport, deadline: Deadline) -> DevMemory:
@@ -136,8 +136,7 @@ def _table(memory: PhysicalMemory, address: int) -> bytes:
 class MdCanary:
     """A malloc-backed md(4) disk; see :class:`hil.platforms.contract.Canary`.
 
-    Made by :meth:`fill`.  Copies of one 64 KiB block, whose every 8 bytes carry a random tag and
-    their own offset, so that a stray write shows wherever it lands.
+    Made by :meth:`fill`, of copies of the block of :mod:`hil.platforms.canary`.
     """
 
     def __init__(
@@ -155,25 +154,23 @@ class MdCanary:
         cls, transport: Transport, journal: Journal, size: int, deadline: Deadline
     ) -> MdCanary:
         """``size`` bytes (rounded up to 64 KiB) of the kernel's memory."""
-        blocks = max(1, -(-size // _BLOCK))
-        tag = secrets.randbits(48)
-        block = b"".join(struct.pack("<Q", tag << 16 | at) for at in range(_BLOCK // 8))
+        block, blocks = canary.blocks(size)
         name = f"md{secrets.randbelow(90000) + 10000}"
         command = ["mdconfig", "-a", "-t", "malloc", "-o", "reserve"]
-        command += ["-s", f"{blocks * _BLOCK >> 10}k", "-u", name]
+        command += ["-s", f"{blocks * canary.BLOCK >> 10}k", "-u", name]
         entry, result = journal.change(
             Undo(MEMORY_DISK.name, (name,)), command, deadline=deadline, guard=RUN
         )
         if result.status != 0:
             journal.forget(entry)
             result.check(hint="has the host so much free memory?")
-        canary = cls(transport, journal, entry, block, blocks)
+        made = cls(transport, journal, entry, block, blocks)
         try:
-            canary._write(0, block * blocks, _BLOCK, deadline)
+            made._write(0, block * blocks, canary.BLOCK, deadline)
         except BaseException:
-            canary.close(Deadline(20, f"the end of {name}"))
+            made.close(Deadline(20, f"the end of {name}"))
             raise
-        return canary
+        return made
 
     def changes(self, deadline: Deadline) -> tuple[str, ...]:
         """One line for each changed page, with its first wrong byte."""
@@ -183,7 +180,7 @@ class MdCanary:
         seen = self._transport.run(command, deadline=deadline).check().stdout.strip()
         if seen == hashlib.sha256(whole).hexdigest():
             return ()
-        return _changes(whole, self._read(0, len(whole), _BLOCK, deadline)) or (
+        return _changes(whole, self._read(0, len(whole), canary.BLOCK, deadline)) or (
             f"its sum was {seen} and it then read right",
         )
 
@@ -224,7 +221,6 @@ def _changes(expected: bytes, seen: bytes) -> tuple[str, ...]:
             changes.append(
                 f"page {at // PAGE} cannot be read"
                 if index is None
-                else f"page {at // PAGE}: byte {at + index:#x} was {was[index]:#04x} "
-                f"and is {now[index]:#04x}"
+                else canary.changed(at // PAGE, at + index, was[index], now[index])
             )
     return tuple(changes)

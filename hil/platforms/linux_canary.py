@@ -1,22 +1,18 @@
 """Canary memory on a Linux host: a tmpfs file that nothing may change.
 
-Base tools only.  The file holds copies of one 64 KiB block whose every 8 bytes carry a
-random tag and their own offset, so that a stray write shows wherever it lands.
+Base tools only.  The file holds copies of the block of :mod:`hil.platforms.canary`.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-import struct
 
 from hil.deadline import Deadline
 from hil.journal import Entry, Journal, Undo
+from hil.platforms import canary
 from hil.platforms.linux_undo import FOLDER
 from hil.transport.base import Transport
-
-PAGE = 4096
-_BLOCK = 65536
 
 _FILL = r"""
 set -e
@@ -57,9 +53,7 @@ class FileCanary:
         cls, transport: Transport, journal: Journal, size: int, deadline: Deadline
     ) -> FileCanary:
         """``size`` bytes (rounded up to 64 KiB) of the host's memory."""
-        blocks = max(1, -(-size // _BLOCK))
-        tag = secrets.randbits(48)
-        block = b"".join(struct.pack("<Q", tag << 16 | at) for at in range(_BLOCK // 8))
+        block, blocks = canary.blocks(size)
         directory = f"/dev/shm/hil-canary.{journal.run}.{secrets.token_hex(4)}"  # noqa: S108 - tmpfs
         entry, result = journal.change(
             Undo(FOLDER.name, (directory,)),
@@ -75,7 +69,7 @@ class FileCanary:
     def changes(self, deadline: Deadline) -> tuple[str, ...]:
         """One line for each changed page, with its first wrong byte."""
         command = ["sh", "-c", _CHECK, "hil", self._directory]
-        command += [str(self._blocks), str(self._blocks * _BLOCK)]
+        command += [str(self._blocks), str(self._blocks * canary.BLOCK)]
         text = self._transport.run(command, deadline=deadline).check().stdout
         return parse_changes(text)
 
@@ -99,7 +93,7 @@ def parse_changes(text: str) -> tuple[str, ...]:
         if match:
             page, offset = int(match[1]), int(match[2])
             was, now = int(match[3], 8), int(match[4], 8)
-            changes.append(f"page {page}: byte {offset:#x} was {was:#04x} and is {now:#04x}")
+            changes.append(canary.changed(page, offset, was, now))
         elif line.strip():
             changes.append(line.removeprefix("error ")[:300])
     return tuple(changes)

@@ -220,16 +220,8 @@ class QemuMachine:
             return MachineState.CRASHED
         return MachineState.STOPPED if status == "shutdown" else MachineState.RUNNING
 
-    def save(self, deadline: Deadline, path: str = "") -> Template:
-        """Stop it and keep its state in ``path``, or in memory where only root can read it."""
-        if not path:
-            folder = f"{self._directory.rpartition('/')[0]}-templates"
-            path = f"{folder}/{self.spec.image}"
-            self._journal.change(
-                Undo(linux_undo.FOLDER.name, (folder,)),
-                ["mkdir", "-p", "-m", "700", folder],
-                deadline=deadline,
-            )[1].check()
+    def save(self, path: str, deadline: Deadline) -> Template:
+        """Stop it and keep its state in ``path``, a file or disk on the host."""
         self._qmp().execute("stop", deadline)
         # Not "file:", which shortens the file first: a disk cannot be shortened.
         uri = f"exec:cat > {shlex.quote(path)}"

@@ -97,7 +97,7 @@ exit 0
 FOLDER = Kind(
     "folder",
     script='rm -rf "$1"',
-    accepts=(rf"/dev/shm/hil-canary\.{_RUN}\.[0-9a-f]+|{_ABOVE}/{_RUN}-templates",),  # noqa: S108
+    accepts=(rf"/dev/shm/hil-canary\.{_RUN}\.[0-9a-f]+",),  # noqa: S108
     by_hand="rm -rf {0}",
     made="the folder {0} was made",
 )

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+import pytest
+
 from hil.deadline import Deadline, poll
 from hil.emulated.qtest import QTest
+from hil.errors import LabError
 from hil.iommu.tables import Tables, TranslationFault
 from tests.iommu.memory_image import PAGE, MemoryImage
 
@@ -159,3 +162,23 @@ def chunks(address: int, length: int) -> Iterator[tuple[int, int]]:
         size = min(end, (address & ~(PAGE - 1)) + PAGE) - address
         yield address, size
         address += size
+
+
+def check_caught(
+    machine: EduMachine[AnImage],
+    random_case: Callable[[random.Random, list[int]], Case[AnImage]],
+    reader_of: Callable[[], Tables],
+    name: str,
+) -> None:
+    """A wrong reader, called ``name``, disagrees with the hardware within 300 cases."""
+    rng = random.Random(1)
+    for _ in range(300):
+        case = random_case(rng, list(machine.functions))
+        try:
+            if disagreements(machine, case, reader_of, rng):
+                return
+        except LabError as error:
+            if "cannot be read" not in error.message:
+                raise
+            return  # it took data for tables and left memory: caught as well
+    pytest.fail(f"{name} agreed with the hardware in 300 cases")
