@@ -141,7 +141,7 @@ def test_run_alone_runs_all_suites_on_the_emulated_lab(
 ) -> None:
     assert cli.main(["run"]) == 0
     assert "--hil-lab=emulated" in pytest_arguments[0]
-    assert pytest_arguments[0][-1] == str(cli.suites_folder())
+    assert pytest_arguments[0][-1] == str(cli.run.suites_folder())
 
 
 def test_an_unknown_suite_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +222,7 @@ def test_whose_fault_it_was_is_the_exit_code(tmp_path: Path, faults: list[str], 
     run = Run.create(tmp_path, "lab")
     for fault in faults:
         run.add(Outcome("t", Status.BROKEN, 0, "emulated", fault=fault))
-    assert cli._by_fault(run.directory) == code
+    assert cli.run._by_fault(run.directory) == code
 
 
 # ---- doctor, devices, report ------------------------------------------------------------

@@ -113,7 +113,7 @@ def commands() -> Iterator[Any]:
 def test_commands_in_the_documents_have_options_that_exist(words: list[str]) -> None:
     before = words[: words.index("--")] if "--" in words else words
     depth = 2 if before[0] == "lab" else 1
-    told = CliRunner().invoke(cli.app, [*before[:depth], "--help"], env={"COLUMNS": "200"})
+    told = CliRunner().invoke(cli.app.app, [*before[:depth], "--help"], env={"COLUMNS": "200"})
     assert told.exit_code == 0, told.output
     for word in before[depth:]:
         if word.startswith("--"):

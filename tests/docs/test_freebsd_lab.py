@@ -76,7 +76,7 @@ def test_the_table_of_errors_is_found() -> None:
 def test_commands_within_its_sentences_exist(command: str) -> None:
     words = command.split()[1:]
     depth = 2 if words[0] in ("lab", "image") else 1
-    told = CliRunner().invoke(cli.app, [*words[:depth], "--help"], env={"COLUMNS": "200"})
+    told = CliRunner().invoke(cli.app.app, [*words[:depth], "--help"], env={"COLUMNS": "200"})
     assert told.exit_code == 0, told.output
     for word in words[depth:]:
         if word.startswith("--"):

@@ -1,0 +1,11 @@
+"""The command line: ``hil run``, ``doctor``, ``devices``, ``leases``, ``recover`` and the rest.
+
+One module a command or a family of them.  Exit codes are those of :mod:`hil.errors`; besides,
+2 is a usage error, 70 a fault in hil itself, and 130 an interruption (Ctrl-C, SIGTERM, SIGHUP).
+"""
+
+# In the order in which ``hil --help`` lists them.
+from hil.cli import run, prove, report, devices, lab, image, recover, doctor  # noqa: I001, F401
+from hil.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,65 @@
+"""``hil prove``: bugs of the past re-enacted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hil.cli.app import JsonOption, app, command, invocation, say, stdout
+from hil.cli.run import suite, suites_folder
+
+
+@app.command()
+@command
+def prove(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITES]... [-- PYTEST ARGUMENTS]...",
+            help="Names of suites, files, or pytest node ids; all by default.",
+        ),
+    ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A bug to re-enact, by name; all by default."),
+    ] = None,
+    release: Annotated[
+        str, typer.Option(help="The simulated hosts: freebsd-RELEASE-intel and -amd.")
+    ] = "15",
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Runs at once.")] = 1,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the matrix there too.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Re-enact each bug of the past on a simulated host, and tell which tests catch it.
+
+    Status 1: a bug was caught by no test, or a test failed without any bug.
+    """
+    from hil import prove as proving
+    from hil.lab.load import load
+    from hil.simulated.faults import FAULTS, fault_named
+
+    labs = {vendor: f"freebsd-{release}-{vendor}" for vendor in ("intel", "amd")}
+    for name in labs.values():
+        load(name)
+    paths = [suite(name) for name in suites or []] or [str(suites_folder())]
+    proof = proving.prove(
+        [fault_named(n) for n in fault] if fault else [f for f in FAULTS if not f.beyond],
+        labs,
+        proving.run_suites(paths, invocation.after_dashes),
+        jobs=jobs,
+        tell=say,
+    )
+    if markdown is not None:
+        markdown.write_text(proving.markdown(proof))
+    if as_json:
+        typer.echo(json.dumps(proof.as_json(), indent=1))
+    else:
+        console = stdout()
+        text = proving.table(proof, console.width, colour=console.is_terminal)
+        typer.echo(text, nl=False)
+    return 0 if proof.holds else 1

@@ -1,0 +1,39 @@
+"""``hil report``: what a run left, made readable anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hil.cli.app import app, command, stdout
+
+
+@app.command()
+@command
+def report(
+    run: Annotated[
+        str, typer.Argument(help="A run's folder, or its name below the report directory.")
+    ] = "latest",
+    report_dir: Annotated[Path, typer.Option(help="Where reports are.")] = Path("reports"),
+) -> None:
+    """Make the HTML report and the summary of a run anew, also of one that was killed."""
+    from hil.reporting.html import generate
+    from hil.reporting.run import Run
+    from hil.reporting.summary import Totals, render, write_summary
+
+    folder = Path(run) if "/" in run or Path(run, "run.json").is_file() else report_dir / run
+    opened = Run.open(folder)
+    write_summary(opened)
+    generate(opened.directory)
+    console = stdout()
+    text = render(
+        Totals.of(opened.outcomes()),
+        lab=str(opened.state.get("lab", "")),
+        kind=str(opened.state.get("kind", "")),
+        run=opened,
+        width=console.width,
+        colour=console.is_terminal,
+    )
+    typer.echo(text, nl=False)

@@ -1,0 +1,162 @@
+"""``hil run``: suites on a lab, through pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import hil
+from hil.cli.app import (
+    INTERNAL,
+    INTERRUPTED,
+    USAGE,
+    LabOption,
+    WaitOption,
+    app,
+    command,
+    invocation,
+    say,
+)
+from hil.errors import Fault, InventoryError
+
+if TYPE_CHECKING:
+    import pytest
+
+
+@app.command()
+@command
+def run(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITES]... [-- PYTEST ARGUMENTS]...",
+            help="Names of suites (dma, reset …), files, or pytest node ids; all by default.",
+        ),
+    ] = None,
+    lab: LabOption = "emulated",
+    report_dir: Annotated[Path, typer.Option(help="Reports go below it.")] = Path("reports"),
+    danger: Annotated[
+        int, typer.Option(min=0, max=3, help="Run nothing above it, even if the lab allows it.")
+    ] = 3,
+    cycles: Annotated[
+        int | None, typer.Option(min=1, help="How often tests of repetition repeat.")
+    ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="How long canaries are watched."),
+    ] = None,
+    labs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=16, help="Emulated labs to share the work (default: by processors)."
+        ),
+    ] = None,
+    wait: WaitOption = 600,
+) -> int:
+    """Run suites on a lab and write a report."""
+    from hil.lab.load import load
+
+    inventory = load(lab)
+    count = _labs_at_once(labs, inventory.kind)
+    options = [f"--hil-lab={lab}", f"--hil-report={report_dir}", f"--hil-danger={danger}"]
+    options.append(f"--hil-wait={wait}")
+    if cycles is not None:
+        options.append(f"--hil-cycles={cycles}")
+    if watch is not None:
+        options.append(f"--hil-watch={watch}")
+    paths = [suite(name) for name in suites or []] or [str(suites_folder())]
+    several = f", {count} of them side by side" if count > 1 else ""
+    say(f"running on the lab {inventory.name}, which is {inventory.kind}{several}")
+    if count > 1:
+        options += ["-n", str(count), "--dist", "loadgroup"]
+    return _pytest([*options, *invocation.after_dashes, *paths])
+
+
+def _labs_at_once(wanted: int | None, kind: str) -> int:
+    """How many labs a run brings up: a physical one is there once."""
+    if kind != "emulated":
+        if wanted not in (None, 1):
+            raise InventoryError(
+                f"a lab that is {kind} is there once, not {wanted} times", hint="leave out --labs"
+            )
+        return 1
+    from hil.emulated.machine import labs_that_fit
+
+    return wanted or labs_that_fit()
+
+
+def suites_folder() -> Path:
+    """Where hil's own suites are: in the checkout or in the installed package."""
+    for folder in hil.__path__:
+        if (Path(folder) / "suites").is_dir():
+            return Path(folder) / "suites"
+    raise InventoryError("hil's suites are not installed", hint="install hil anew")
+
+
+def suite(name: str) -> str:
+    """What pytest calls the suite, file or node id ``name``."""
+    path, sep, test = name.partition("::")
+    if Path(path).exists():
+        return name
+    folder = suites_folder()
+    for candidate in (folder / path, folder / f"{path}.py", folder / path.removeprefix("suites/")):
+        if candidate.exists():
+            return f"{candidate}{sep}{test}"
+    from hil.lab.load import nearest
+
+    known = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._")
+    raise InventoryError(
+        f"there is no suite {name!r}{nearest(name, known)}",
+        hint=f"suites are: {', '.join(known)}; arguments of pytest go after --",
+    )
+
+
+class _Watcher:
+    """A pytest plugin that remembers what the exit code alone does not tell."""
+
+    def __init__(self) -> None:
+        self.directory: Path | None = None
+        self.interrupted = False
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        # pytest calls it "interrupted" too when a file of tests cannot be imported.
+        if excinfo.typename == "KeyboardInterrupt":
+            self.interrupted = True
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        if directory := getattr(config.option, "hil_run_directory", None):
+            self.directory = Path(directory)
+
+
+def _pytest(arguments: Sequence[str]) -> int:
+    import pytest
+
+    watcher = _Watcher()
+    code = pytest.main(list(arguments), plugins=[watcher])
+    if watcher.interrupted:
+        return INTERRUPTED
+    match code:
+        case pytest.ExitCode.OK:
+            return 0
+        case pytest.ExitCode.USAGE_ERROR:
+            return USAGE
+        case pytest.ExitCode.INTERNAL_ERROR:
+            return INTERNAL
+        case pytest.ExitCode.NO_TESTS_COLLECTED:
+            raise InventoryError("no test was selected", hint="look at the options -k and -m")
+    return _by_fault(watcher.directory)
+
+
+def _by_fault(directory: Path | None) -> int:
+    """The exit code of a run in which tests failed: the product's fault before all others."""
+    from hil.reporting.run import Run
+
+    outcomes = Run(directory).outcomes() if directory else ()
+    faults = {outcome.fault for outcome in outcomes}
+    codes = {Fault.PRODUCT: 1, Fault.GUEST: 3, Fault.LAB: 4, Fault.INVENTORY: 5}
+    if "test" in faults:
+        return 1
+    return next((code for fault, code in codes.items() if fault.value in faults), 1)
