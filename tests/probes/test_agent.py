@@ -112,12 +112,18 @@ def test_an_offset_in_two_pages_leads_to_their_own_addresses() -> None:
 
 
 class Counting:
-    """A NIC whose driver counts: each write of a cause adds to ``vectors``."""
+    """A NIC whose driver counts: each write of a cause adds to ``vectors``.
+
+    Like QEMU's models, it repeats the message of a vector that is throttled.
+    """
+
+    CAUSE, THROTTLE = 0x1520, 0x1680
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, vectors: int, fault: str = "") -> None:
         self.counts = {f"{24 + n} PCI-MSI eth0-{n}": 10 * n for n in range(vectors)}
         self.fault = fault
         self.closed = False
+        self.throttles = {self.THROTTLE + 4 * n: 648 for n in range(vectors)}
         monkeypatch.setattr(interrupts, "GuestAgent", lambda _guest: self)
         guest = guest_over(FakeTransport(lambda *_: (0, "eth0\n", "")))
         guest.interrupts = lambda address: dict(self.counts)  # type: ignore[method-assign]
@@ -128,17 +134,22 @@ class Counting:
     def close(self) -> None:
         self.closed = True
 
-    def ask(self, what: str, **arguments: object) -> bool:
+    def ask(self, what: str, *, offset: int, value: int = 0, **_: object) -> int:
+        if what == "read":
+            return self.throttles[offset]
         assert what == "write"
-        value = arguments["value"]
-        assert isinstance(value, int)
+        if offset in self.throttles:
+            self.throttles[offset] = value
+            return 1
+        assert offset == self.CAUSE
         number = value.bit_length() - 1
         if self.fault == "swapped":
             number ^= 1
         for index, name in enumerate(self.counts):
             if index == number and self.fault != "lost":
-                self.counts[name] += 2 if self.fault == "twice" else 1
-        return True
+                again = self.fault == "twice" or self.throttles[self.THROTTLE + 4 * index]
+                self.counts[name] += 2 if again else 1
+        return 1
 
 
 def device_of(vendor: int, device: int) -> BenchDevice:
@@ -153,6 +164,7 @@ def test_each_message_of_a_driver_is_counted(monkeypatch: pytest.MonkeyPatch, ve
     counts = interrupts.triggered_each(fake.guest, device_of(0x8086, 0x10C9))
     assert check_each_once(counts) == vectors
     assert fake.closed
+    assert set(fake.throttles.values()) == {648}
 
 
 @pytest.mark.parametrize("fault", ["lost", "twice", "swapped"])
