@@ -1,15 +1,14 @@
 """Allure 3's HTML report of a run, in one file.
 
-The generator is the npm package ``allure``, looked for as ``$HIL_ALLURE``, in the
-cache where ``./dev`` puts it, in ``node_modules`` of the working directory, and on the
-path.  It needs no network.
+Allure makes a folder, and :mod:`hil.reporting.page` packs it.  The generator is the npm
+package ``allure``, looked for as ``$HIL_ALLURE``, in the cache where ``./dev`` puts it, in
+``node_modules`` of the working directory, and on the path.  It needs no network.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -18,14 +17,16 @@ from typing import Any
 
 from hil.deadline import Deadline
 from hil.errors import InventoryError, LabError
+from hil.reporting import history
 from hil.reporting.allure import categories
+from hil.reporting.page import pack
 from hil.reporting.run import Run
 
 #: The version that hil is tested with.
 VERSION = "3.18.0"
 
-#: Allure's page asks for a script of a web statistics service; a report of a lab must not.
-_FOREIGN = re.compile(rb"""<script[^<>]*\ssrc=["']?https?://[^<>]*>\s*</script>""")
+#: Seconds for a report, and for each result in it: machines may be slow, and busy.
+BASE, EACH = 120, 0.05
 
 INSTALL = (
     f'npm install --prefix "${{HIL_CACHE:-$HOME/.cache/hil}}/allure-{VERSION}" allure@{VERSION}'
@@ -74,14 +75,19 @@ def generate(directory: Path, deadline: Deadline | None = None) -> Path:
 
     Raises:
         InventoryError: the folder is not that of a run.
-        LabError: Allure is missing or failed; the results are still there.
+        LabError: Allure is missing or failed, the results are still there; or the page was made,
+            but what the run came to could not be kept for later runs' trends.
     """
     run = Run.open(directory)
-    deadline = deadline or Deadline(120, "the HTML report")
+    if deadline is None:
+        results = sum(1 for _ in run.results.glob("*-result.json"))
+        deadline = Deadline(BASE + EACH * results, "the HTML report")
     allure = find_allure()
     with tempfile.TemporaryDirectory(prefix="hil-report-") as name:
         work = Path(name)
-        (work / "allurerc.json").write_text(json.dumps(configuration(run)))
+        history.gather(run, work / "history.jsonl")
+        settings = {**configuration(run), "historyPath": str(work / "history.jsonl")}
+        (work / "allurerc.json").write_text(json.dumps(settings))
         command = [str(allure), "generate", "--cwd", str(run.directory)]
         command += ["--config", str(work / "allurerc.json"), "--output", str(work / "out")]
         command.append(str(run.results))
@@ -111,8 +117,13 @@ def generate(directory: Path, deadline: Deadline | None = None) -> Path:
                 f"{VERSION}, and Node.js 20 or newer?",
             )
         partial = run.directory / f".report.html.{os.getpid()}"
-        partial.write_bytes(_FOREIGN.sub(b"", pages[0].read_bytes()))
-        partial.replace(run.html)
+        try:
+            with partial.open("w", encoding="utf-8") as page:
+                pack(pages[0].parent, page)
+            partial.replace(run.html)
+        finally:
+            partial.unlink(missing_ok=True)
+        history.keep(run, work / "history.jsonl")
     return run.html
 
 
@@ -134,7 +145,7 @@ def configuration(run: Run) -> dict[str, Any]:
             "awesome": {
                 "options": {
                     "reportName": name,
-                    "singleFile": True,
+                    "singleFile": False,
                     "reportLanguage": "en",
                     "groupBy": ["feature", "subSuite"],
                 }
