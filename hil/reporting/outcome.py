@@ -41,6 +41,10 @@ class Outcome:
     bugs: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    platforms: tuple[str, ...] = ()
+    """Those of its hosts: ``linux-vfio``, ``freebsd-bhyve``."""
+    guest: str = ""
+    """Name of the image that its lab's guests boot from."""
 
     @property
     def title(self) -> str:
@@ -62,6 +66,6 @@ class Outcome:
         known = {field.name for field in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
         values["status"] = Status(values["status"])
-        for key in ("catalogue", "bugs", "devices", "hosts"):
+        for key in ("catalogue", "bugs", "devices", "hosts", "platforms"):
             values[key] = tuple(values.get(key, ()))
         return cls(**values)

@@ -4,6 +4,7 @@
 
     reports/20261121-120501-emulated/
         run.json          lab, start, versions, and whether the run came to its end
+        plan.json         the tests that were to run
         outcomes.jsonl    one line a test, written when it ended
         allure-results/   Allure's own files
         junit.xml         as pytest writes it, at the end of the run
@@ -31,6 +32,7 @@ from typing import Any
 from hil import __version__
 from hil.errors import InventoryError
 from hil.reporting.outcome import Outcome
+from hil.reporting.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,17 @@ class Run:
         """Add to ``run.json``; readers see the old one or the new one, whole."""
         state = {"hil": __version__, **self.state, **more}
         write_whole(self.directory / "run.json", json.dumps(state, indent=1))
+
+    @property
+    def plan(self) -> Plan | None:
+        """What was to run; ``None`` if nobody wrote it down, or not legibly."""
+        try:
+            return Plan.from_json((self.directory / "plan.json").read_text())
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write_plan(self, plan: Plan) -> None:
+        write_whole(self.directory / "plan.json", plan.to_json())
 
     def finish(self) -> None:
         """Note that the run came to its end."""

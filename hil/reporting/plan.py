@@ -1,0 +1,48 @@
+"""``plan.json``: which tests a run was to run, and which of them it was told to leave out.
+
+Without it nobody can tell a suite that passed whole from one of which a single test was
+asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A test that was collected."""
+
+    test: str
+    """pytest's node id."""
+    area: str
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The tests of a run, before the first of them ran."""
+
+    tests: tuple[Planned, ...] = ()
+    """Those that were to run, in order."""
+    deselected: tuple[Planned, ...] = ()
+    """Those that options such as ``-k`` took out."""
+    narrowed: bool = False
+    """Whether single tests or files were asked for, so that a suite may have more tests than
+    these two lists."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Raises ValueError, TypeError or KeyError if ``text`` is not a plan."""
+        data = json.loads(text)
+        return cls(_planned(data["tests"]), _planned(data["deselected"]), data["narrowed"] is True)
+
+
+def _planned(rows: object) -> tuple[Planned, ...]:
+    if not isinstance(rows, list):
+        raise TypeError("not a list")
+    return tuple(Planned(r["test"], r["area"], tuple(r.get("devices", ()))) for r in rows)

@@ -1,0 +1,79 @@
+"""What a run was to run is written down before it runs; results say platform and guest."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hil.reporting.plan import Plan
+from hil.reporting.run import Run
+from tests.plugin.conftest import RunHil, labs, run_hil
+
+__all__ = ["labs", "run_hil"]
+
+SUITE = """
+pytestmark = pytest.mark.danger(0)
+@pytest.fixture
+def device(request): return request.param
+@pytest.mark.needs(device="nic")
+def test_a(device): pass
+def test_b(): pass
+@pytest.mark.needs(platform="freebsd-bhyve")
+def test_elsewhere(): pass
+"""
+HERE = "suites/dma/test_it.py::"
+
+
+def ids(plan: Plan | None) -> tuple[set[str], set[str], bool]:
+    assert plan is not None
+    tests, deselected = (
+        {planned.test.removeprefix(HERE) for planned in planned}
+        for planned in (plan.tests, plan.deselected)
+    )
+    return tests, deselected, plan.narrowed
+
+
+def test_a_whole_suite(run_hil: RunHil) -> None:
+    ran = run_hil(SUITE)
+    plan = Run(ran.run).plan
+    assert ids(plan) == ({"test_a[nic0]", "test_a[nic1]", "test_b"}, set(), False)
+    assert plan is not None
+    assert {(p.area, p.devices) for p in plan.tests} == {
+        ("dma", ("nic0",)),
+        ("dma", ("nic1",)),
+        ("dma", ()),
+    }
+    state = json.loads((ran.run / "run.json").read_text())
+    assert (state["cycles"], len(state["inventory"])) == (2, 64)
+    outcome = Run(ran.run).outcomes()[0]
+    assert (outcome.platforms, outcome.guest) == (("linux-vfio",), "linux")
+
+
+def test_what_options_leave_out_is_known(run_hil: RunHil) -> None:
+    ran = run_hil(SUITE, "-k", "nic0", "--hil-cycles=7")
+    assert ids(Run(ran.run).plan) == ({"test_a[nic0]"}, {"test_a[nic1]", "test_b"}, False)
+    assert Run(ran.run).state["cycles"] == 7
+
+
+@pytest.mark.parametrize("argument", [HERE + "test_b", "suites/dma/test_it.py", "--ignore=x.py"])
+def test_a_run_of_a_part_of_a_suite_says_so(run_hil: RunHil, argument: str) -> None:
+    assert Run(run_hil(SUITE, argument).run).plan == Plan(
+        tests=Run(run_hil(SUITE).run).plan.tests,  # type: ignore[union-attr]
+        narrowed=True,
+    )
+
+
+def test_workers_write_the_same_plan_and_plain_names(run_hil: RunHil) -> None:
+    pytest.importorskip("xdist")
+    ran = run_hil(SUITE, "-n2", "--dist=loadgroup")
+    run = Run(ran.run)
+    assert ids(run.plan) == ({"test_a[nic0]", "test_a[nic1]", "test_b"}, set(), False)
+    assert {o.test for o in run.outcomes()} == {p.test for p in run.plan.tests}  # type: ignore[union-attr]
+
+
+def test_a_plan_that_is_none_is_not_read(run_hil: RunHil) -> None:
+    run = Run(run_hil(SUITE).run)
+    for text in ("", "[]", '{"tests": 3}', '{"tests": ["x"], "deselected": [], "narrowed": 0}'):
+        (run.directory / "plan.json").write_text(text)
+        assert run.plan is None
