@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import stat
 import sys
 import time
 from dataclasses import asdict
@@ -203,11 +204,21 @@ def ssh(
 
 @lab_app.command()
 @command
-def console(name: NameOption = "emulated") -> None:
+def console(
+    name: NameOption = "emulated",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Only print what comes, until the lab's end.")
+    ] = False,
+) -> None:
     """Talk to an emulated host's console until Ctrl-]; if not at a terminal, print its log."""
     from hil.lab import keeper
 
     _check_name(name)
+    if follow:
+        # Of a run that reads this console, nothing else tells the end if it is killed.
+        pipe = stat.S_ISFIFO(os.fstat(0).st_mode) or stat.S_ISSOCK(os.fstat(0).st_mode)
+        keeper.follow(name, sys.stdout.buffer, sys.stdin.buffer if pipe else None)
+        return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         keeper.dump(name, sys.stdout.buffer)
         return

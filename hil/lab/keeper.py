@@ -10,7 +10,7 @@ its user only::
 
     lock           held by the keeper
     state.json     what :class:`State` says
-    console.sock   the console: see :func:`open_console`
+    console.sock   the console and the power switch: see :func:`open_console`
     keeper.log     what the keeper itself complains of
 """
 
@@ -36,9 +36,12 @@ from typing import IO, NoReturn, Protocol
 from hil.console.console import Console
 from hil.deadline import Deadline, poll
 from hil.errors import DeadlineExceeded, HilError, InventoryError, LabError
+from hil.power.base import Power, PowerState
+from hil.power.emulated import EmulatedPower
 
-#: First byte of a console connection: the log so far and no more, or a conversation.
-DUMP, TALK = b"d", b"t"
+#: First byte of a connection to the keeper: the console's log so far and no more, a conversation,
+#: what the console prints from now on, or what is to be done with the power.
+DUMP, TALK, FOLLOW, POWER = b"d", b"t", b"f", b"p"
 
 Progress = Callable[[str], None]
 
@@ -54,6 +57,9 @@ class Machine(Protocol):
     def key_file(self) -> Path: ...
     @property
     def host_key(self) -> str: ...
+    def has_power(self, deadline: Deadline) -> bool: ...
+    def power_off(self, deadline: Deadline) -> None: ...
+    def power_cycle(self, deadline: Deadline) -> None: ...
     def close(self) -> None: ...
 
 
@@ -248,7 +254,7 @@ def keep(name: str, bring_up: Callable[[Progress], Machine]) -> int:
                 key_file=str(machine.key_file),
                 host_key=machine.host_key,
             )
-            with contextlib.closing(_Doorman(place / "console.sock", machine.console)):
+            with contextlib.closing(_Doorman(place / "console.sock", machine)):
                 new = place / "state.new"
                 new.write_text(json.dumps(asdict(state)))
                 new.replace(place / "state.json")
@@ -290,10 +296,11 @@ def _let_go_of_starter() -> None:
 
 
 class _Doorman:
-    """Lets others at the console, of which the machine's log is the one reader."""
+    """Lets others at the power switch, and the console, of which the log is the one reader."""
 
-    def __init__(self, path: Path, console: Console) -> None:
-        self._console = console
+    def __init__(self, path: Path, machine: Machine) -> None:
+        self._machine = machine
+        self._console = machine.console
         path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         # The path may be longer than a socket's address can be; its folder's number is not.
@@ -313,19 +320,42 @@ class _Doorman:
 
     def _serve(self, guest: socket.socket) -> None:
         with guest, contextlib.suppress(OSError, HilError):
-            if guest.recv(1) != TALK:
-                guest.sendall(self._console.log.text().encode())
-                return
-            threading.Thread(target=self._show, args=(guest,), daemon=True).start()
+            log = self._console.log
+            match guest.recv(1):
+                case wish if wish == POWER:
+                    guest.sendall(self._switch(guest.makefile("r").readline()))
+                    return
+                case wish if wish == FOLLOW:
+                    threading.Thread(target=self._show, args=(guest, log.end), daemon=True).start()
+                    while guest.recv(4096):
+                        pass
+                    return
+                case wish if wish != TALK:
+                    guest.sendall(log.text().encode())
+                    return
+            # A little of what was there, so that a prompt is seen.
+            start = max(0, log.end - 2000)
+            threading.Thread(target=self._show, args=(guest, start), daemon=True).start()
             # What was typed counts even if the guest left right after: so only the end of
             # its bytes ends this, not that nobody wants the log any more.
             while data := guest.recv(4096):
                 self._console.send(data)
 
-    def _show(self, guest: socket.socket) -> None:
-        log = self._console.log
-        # A little of what was there, so that a prompt is seen.
-        cursor = log.follow(max(0, log.end - 2000))
+    def _switch(self, wish: str) -> bytes:
+        """One JSON list: ``["done", STATE]`` or ``["error", {…}]``."""
+        action, _, seconds = wish.partition(" ")
+        power = EmulatedPower("the host", self._machine)
+        deadline = Deadline(float(seconds), f"power {action}")
+        try:
+            if action in ("on", "off", "cycle"):
+                getattr(power, action)(deadline)
+            answer: list[object] = ["done", power.state(deadline).value]
+        except HilError as error:
+            answer = ["error", _words(error)]
+        return json.dumps(answer).encode()
+
+    def _show(self, guest: socket.socket, start: int) -> None:
+        cursor = self._console.log.follow(start)
         with contextlib.suppress(OSError):
             while (data := cursor.read(1)) != b"":
                 if data:
@@ -343,7 +373,7 @@ def _short(path: Path) -> Iterator[str]:
 
 
 def open_console(name: str, mode: bytes) -> socket.socket:
-    """A connection to the console of the lab ``name``: :data:`DUMP` or :data:`TALK`."""
+    """A connection to the keeper of the lab ``name``, for :data:`DUMP`, :data:`TALK` and others."""
     get(name)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -362,6 +392,48 @@ def dump(name: str, out: IO[bytes]) -> None:
         while data := connection.recv(65536):
             out.write(data)
     out.flush()
+
+
+def follow(name: str, out: IO[bytes], until: IO[bytes] | None = None) -> None:
+    """Write to ``out`` what the console prints from now on, until the lab ends, or ``until`` does.
+
+    ``until``: a pipe; its end says that whoever reads ``out`` is gone.
+    """
+    import select
+
+    with open_console(name, FOLLOW) as connection:
+        sources: list[socket.socket | IO[bytes]] = [connection, *([until] if until else ())]
+        while True:
+            ready, _, _ = select.select(sources, [], [])
+            if until in ready and not os.read(until.fileno(), 4096):
+                return
+            if connection in ready:
+                if not (data := connection.recv(65536)):
+                    return
+                out.write(data)
+                out.flush()
+
+
+def switch(name: str, action: str, deadline: Deadline) -> str:
+    """Have the host of the lab ``name`` switched ``on``, ``off``, or off and on (``cycle``).
+
+    Returns:
+        Its state then, as of :class:`hil.power.base.PowerState`; for ``state`` nothing is done.
+
+    Raises:
+        InventoryError: no such lab is up.
+        LabError: it was not to be done.
+    """
+    with open_console(name, POWER) as connection:
+        connection.settimeout(min(deadline.remaining + 1, threading.TIMEOUT_MAX))
+        try:
+            connection.sendall(f"{action} {min(deadline.remaining, 3600):.1f}\n".encode())
+            kind, told = json.loads(connection.makefile("rb").readline())
+        except (OSError, ValueError) as error:
+            raise LabError(f"the keeper of the lab {name!r} gave no answer: {error}") from None
+    if kind == "error":
+        raise LabError(told["message"], seen=told["seen"], hint=told["hint"])
+    return str(told)
 
 
 def talk(name: str) -> None:
@@ -414,6 +486,30 @@ def ssh_command(state: State, words: Sequence[str]) -> list[str]:
     return [*command, "root@127.0.0.1", *words]
 
 
+class KeptPower(Power):
+    """The power of what :func:`start` keeps up; see :class:`hil.power.base.Power`."""
+
+    def __init__(self, host: str, name: str) -> None:
+        super().__init__(host)
+        self._name = name
+
+    def state(self, deadline: Deadline) -> PowerState:
+        """As its keeper says."""
+        return PowerState(switch(self._name, "state", deadline))
+
+    def on(self, deadline: Deadline) -> None:
+        """Boot it, if it is off; returns when it is up."""
+        switch(self._name, "on", deadline)
+
+    def off(self, deadline: Deadline) -> None:
+        """At once."""
+        switch(self._name, "off", deadline)
+
+    def cycle(self, deadline: Deadline) -> None:
+        """At once: it has no power supply to run empty."""
+        switch(self._name, "cycle", deadline)
+
+
 class SimulatedMachine:
     """A simulated host as the keeper keeps it: a :class:`Machine`."""
 
@@ -421,6 +517,7 @@ class SimulatedMachine:
         from hil.simulated.host import SimulatedHost
 
         self._host = SimulatedHost(name, faults).start()
+        self._has_power = True
         self.console = Console(name, self._host.console)
         self.ssh_port = self._host.port
         self.host_key = self._host.host_key
@@ -428,6 +525,21 @@ class SimulatedMachine:
         self.key_file.unlink(missing_ok=True)
         self.key_file.touch(0o600)
         self.key_file.write_bytes(self._host.private_key)
+
+    def has_power(self, deadline: Deadline) -> bool:
+        deadline.check()
+        return self._has_power
+
+    def power_off(self, deadline: Deadline) -> None:
+        deadline.check()
+        self._has_power = False
+        self._host.power_off()
+
+    def power_cycle(self, deadline: Deadline) -> None:
+        deadline.check()
+        self.console.forget_panic()
+        self._host.reboot()
+        self._has_power = True
 
     def close(self) -> None:
         """The host is a part of this process: nothing of it stays."""

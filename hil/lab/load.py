@@ -16,7 +16,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from hil.errors import InventoryError
-from hil.lab.models import ImageEntry, Inventory, Lab, LabKind
+from hil.lab import secrets
+from hil.lab.models import Capture, ImageEntry, Inventory, Lab, LabKind
 from hil.pci.address import Address
 
 #: The lab that needs no file of the user's: it is part of hil.
@@ -83,7 +84,9 @@ def load(lab: str) -> Lab:
     if lab in SIMULATED:
         return dataclasses.replace(parse(_read(_SIMULATED), _SIMULATED), name=lab)
     path = _find(lab)
-    return parse(_read(path), path)
+    found = parse(_read(path), path)
+    secrets.remember(found)
+    return found
 
 
 def _with_host_image(host: str, guest: str = "") -> Lab:
@@ -131,6 +134,7 @@ def parse(text: str, source: Path) -> Lab:
         devices=inventory.devices,
         images=inventory.images,
         source=source,
+        clusters=inventory.clusters,
     )
 
 
@@ -287,6 +291,7 @@ _NEEDED = {
     "ipmi": ("address", "user", "password_file"),
     "redfish": ("address", "user", "password_file"),
     "labgrid": ("address", "model", "index"),
+    "kept": ("address",),
 }
 
 
@@ -335,6 +340,7 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
             elif address in device.functions[:index]:
                 problems.append(Problem(where, "listed twice", bounded(address.bdf)))
     for name, device in inventory.devices.items():
+        problems += _capture(f"{_key(('devices', name))}.capture", device.capture, kind)
         if device.peer is None:
             continue
         key = f"{_key(('devices', name))}.peer"
@@ -346,7 +352,26 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
             owner = owners[peer_host, device.peer.function]
             text = f"belongs to devices.{owner}; a peer stays with its host and is never passed"
             problems.append(Problem(f"{key}.function", text, bounded(device.peer.function.bdf)))
+    for name, cluster in inventory.clusters.items():
+        for index, member in enumerate(cluster.devices):
+            where = f"{_key(('clusters', name))}.devices[{index}]"
+            if member not in inventory.devices:
+                text = f"no such device{nearest(member, inventory.devices)}"
+                problems.append(Problem(where, text, bounded(member)))
+            elif member in cluster.devices[:index]:
+                problems.append(Problem(where, "listed twice", bounded(member)))
     return problems
+
+
+def _capture(key: str, capture: Capture | None, kind: LabKind) -> list[Problem]:
+    if capture is None:
+        return []
+    if capture.by == "screenshot" and kind is not LabKind.EMULATED:
+        text = "only an emulated lab makes screenshots; name a capture device: by = 'v4l2'"
+        return [Problem(f"{key}.by", text)]
+    if capture.by == "v4l2" and capture.device is None:
+        return [Problem(f"{key}.device", "missing; such as '/dev/video0' of this machine")]
+    return []
 
 
 def _unknown_host(

@@ -1,10 +1,11 @@
 """The inventory: what a lab has, as frozen models.
 
-An inventory is a TOML file with four kinds of tables, all keyed by name::
+An inventory is a TOML file with five kinds of tables, all keyed by name::
 
     [lab]                # name, kind
     [hosts.alpha]        # platform, address, user, key_file, danger …
     [devices.nic0]       # kind, host, functions or match, peer, vfs …
+    [clusters.pair]      # devices that tests use all at once
     [images.linux]       # a guest image that the hosts have
 
 The models only say what may be written; :mod:`hil.lab.load` reads files and
@@ -16,7 +17,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -99,8 +100,9 @@ Ids = Annotated[str, AfterValidator(_ids)]
 SerialNumber = Annotated[str, AfterValidator(_serial)]
 PlatformName = Literal["linux-vfio", "freebsd-bhyve"]
 DeviceKind = Literal["nic", "nvme", "gpu", "edu", "usb", "other"]
-#: ``pm``: a reset by the D3hot to D0 transition; the rest are capabilities by their usual names.
-CapabilityName = Literal["msi", "msix", "flr", "af_flr", "pm", "sriov", "acs", "ats"]
+#: ``pm``: a reset by the D3hot to D0 transition; ``vram``: memory of its own in a prefetchable
+#: BAR, 1 MiB or more; the rest are capabilities by their usual names.
+CapabilityName = Literal["msi", "msix", "flr", "af_flr", "pm", "sriov", "acs", "ats", "vram"]
 
 
 class _Model(BaseModel):
@@ -110,12 +112,13 @@ class _Model(BaseModel):
 class PowerSwitch(_Model):
     """What switches a host's power when it no longer answers."""
 
-    driver: Literal["none", "ipmi", "redfish", "labgrid"]
+    driver: Literal["none", "ipmi", "redfish", "labgrid", "kept"]
     """``none``: a person; ``ipmi`` and ``redfish``: its management controller; ``labgrid``: an
-    outlet of a power distribution unit, by one of labgrid's drivers."""
+    outlet of a power distribution unit, by one of labgrid's drivers; ``kept``: the host is what
+    ``hil lab up`` keeps up on this machine."""
     address: str = Field(default="", max_length=255)
     """``ipmi``: host name or IP address; ``redfish``: ``https://…``; ``labgrid``: the unit's
-    host name, or for some models a URL."""
+    host name, or for some models a URL; ``kept``: the lab's ``--name``."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Empty: the usual one."""
     user: str = ""
@@ -153,6 +156,9 @@ class Host(_Model):
     reboot the host, 3 may corrupt its memory (sacrificial hosts only)."""
     power: PowerSwitch | None = None
     """What can switch it off and on; empty: a person."""
+    console: tuple[str, ...] = ()
+    """A command here that prints what the host's serial console does, for as long as it runs;
+    empty: nobody reads it, and a host that dies is known by its silence only."""
     shared: bool = False
     """Whether several runs may use it at a time, each with its own devices; then no test of a
     danger above 1 runs on it."""
@@ -178,6 +184,18 @@ class Peer(_Model):
     function: FunctionAddress | None = None
 
 
+class Capture(_Model):
+    """How what a display shows is seen from outside."""
+
+    by: Literal["screenshot", "v4l2"]
+    """``screenshot``: the emulated lab's own; ``v4l2``: a capture device of the machine that
+    runs hil, with the display's cable in it."""
+    device: AbsolutePath | None = None
+    """``v4l2``: ``/dev/video0``."""
+    tolerance: int = Field(default=0, ge=0, le=64)
+    """How far each of a pixel's three channels, 0 to 255, may be from what was drawn."""
+
+
 class Device(_Model):
     """One or more functions that travel together."""
 
@@ -193,6 +211,11 @@ class Device(_Model):
     """Virtual functions that suites may create."""
     scratch: bool = False
     """Whether what is stored on it may be overwritten."""
+    capture: Capture | None = None
+    """Its display can be seen."""
+    areas: tuple[str, ...] | None = None
+    """Areas (folders of suites) whose tests of one device use it; empty: only tests of several
+    devices do; ``None``: all."""
 
 
 class ImageEntry(_Model):
@@ -218,6 +241,12 @@ class ImageEntry(_Model):
     """bhyve: GRUB's root device (``hd0,msdos1``), where its grub.cfg is; in place of ``kernel``."""
 
 
+class Cluster(_Model):
+    """Devices that tests use all at once, in every topology that they can form."""
+
+    devices: tuple[Name, ...] = Field(min_length=2)
+
+
 class LabSection(_Model):
     """The ``[lab]`` table."""
 
@@ -231,7 +260,28 @@ class Inventory(_Model):
     lab: LabSection
     hosts: Mapping[Name, Host] = Field(min_length=1)
     devices: Mapping[Name, Device] = Field(default_factory=dict)
+    clusters: Mapping[Name, Cluster] = Field(default_factory=dict)
     images: Mapping[Name, ImageEntry] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Which guest has which devices of a cluster."""
+
+    cluster: str
+    shape: str
+    """``together``: all in one guest; ``apart``: a guest for each; ``by-host``: on each host a
+    guest with its devices."""
+    guests: tuple[tuple[str, ...], ...]
+    """Names of devices, for each guest; those of one guest are on one host."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All of them, guest by guest."""
+        return tuple(name for guest in self.guests for name in guest)
+
+    def __str__(self) -> str:
+        return f"{self.cluster}-{self.shape}"
 
 
 @dataclass(frozen=True)
@@ -249,10 +299,22 @@ class Lab:
     """An emulated lab whose host is the user's: its disk image, an absolute path."""
     guest_image: str = ""
     """The disk image of that host's guests."""
+    clusters: Mapping[str, Cluster] = field(default_factory=dict)
 
     def devices_of(self, host: str) -> dict[str, Device]:
         """The devices of ``host`` by name, in the inventory's order."""
         return {name: device for name, device in self.devices.items() if device.host == host}
+
+    def topologies(self, cluster: str) -> tuple[Topology, ...]:
+        """Every way in which guests can have the devices of ``cluster``, all at once."""
+        names = self.clusters[cluster].devices
+        hosts: dict[str, list[str]] = {}
+        for name in names:
+            hosts.setdefault(self.devices[name].host, []).append(name)
+        each_host = tuple(tuple(found) for found in hosts.values())
+        whole = Topology(cluster, "together" if len(hosts) == 1 else "by-host", each_host)
+        apart = Topology(cluster, "apart", tuple((name,) for name in names))
+        return (apart,) if whole.guests == apart.guests else (whole, apart)
 
     def file(self, path: str) -> Path:
         """A path written in the inventory: ``~`` expanded, relative to the inventory's file."""

@@ -21,6 +21,10 @@ def power_of(lab: Lab, host: str) -> Power:
         from hil.power.outlet import OutletPower
 
         return OutletPower(host, switch.model, switch.address, switch.index, switch.port)
+    if switch.driver == "kept":
+        from hil.lab.keeper import KeptPower
+
+        return KeptPower(host, switch.address)
     from hil.power.bmc import IPMI_PORT, IpmiPower, RedfishPower
 
     password = _password(lab, host, switch)

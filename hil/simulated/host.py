@@ -53,6 +53,7 @@ class SimulatedHost:
         self.console = HostConsole(self.spec.hostname)
         self.system.on_panic.append(lambda: self.console.panic(self.machine.panic))
         self.system.commands["reboot"] = lambda _process: self._reboot()
+        self._port = 0
         self._finish_boot()
         self.key = asyncssh.generate_private_key("ssh-ed25519")
         self.server = SshServer(
@@ -72,9 +73,8 @@ class SimulatedHost:
 
     def reboot(self, loader_conf: dict[str, str] | None = None) -> None:
         """Power off and on: every process ends, connections are cut, disks keep their contents."""
-        port = self.server.port
-        self.server.close()
-        self.system.kill_all()
+        port = self._port
+        self.power_off()
         if loader_conf is not None:
             lines = "".join(f'{name}="{value}"\n' for name, value in loader_conf.items())
             self.system.files.write("/boot/loader.conf", lines.encode())
@@ -83,6 +83,11 @@ class SimulatedHost:
         self._finish_boot()
         if port:
             self.server.start(port)
+
+    def power_off(self) -> None:
+        """Every process ends and connections are cut, until :meth:`reboot`."""
+        self.server.close()
+        self.system.kill_all()
 
     def _loader_conf(self) -> dict[str, str]:
         text = self.system.files.read("/boot/loader.conf").decode("utf-8", "replace")
@@ -95,6 +100,7 @@ class SimulatedHost:
     def start(self) -> SimulatedHost:
         """Let clients in: at :attr:`port` of 127.0.0.1."""
         self.server.start()
+        self._port = self.server.port
         return self
 
     @property

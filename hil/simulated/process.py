@@ -405,6 +405,8 @@ class System:
         #: Called when it does.
         self.on_panic: list[Callable[[], None]] = []
         self._power = threading.Condition()
+        self._locks: dict[str, Process] = {}
+        self._lock_news = threading.Condition()
         self._pids = itertools.count(700)
 
     @property
@@ -441,6 +443,26 @@ class System:
         )
         self.processes[process.pid] = process
         return process
+
+    def lock(self, process: Process, path: str, seconds: float | None) -> bool:
+        """Lock a file for as long as ``process`` lives, as flock(2) does.
+
+        False if another has it still after ``seconds``; without them it is waited for.
+        """
+        tell = process.on_end
+
+        def let_go() -> None:
+            with self._lock_news:
+                del self._locks[path]
+                self._lock_news.notify_all()
+            tell()
+
+        with self._lock_news:
+            if not process.wait_on(self._lock_news, lambda: path not in self._locks, seconds):
+                return False
+            self._locks[path] = process
+        process.on_end = let_go
+        return True
 
     def panicked(self) -> None:
         """The kernel stands at ``db>``. Does not return before the machine is reset."""

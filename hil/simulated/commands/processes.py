@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from hil.simulated.commands.options import getopt
 from hil.simulated.console import Tty, terminal
 from hil.simulated.errno import SimError
-from hil.simulated.process import SIGKILL, SIGNALS, SIGTERM, Command, OpenFile, Process
+from hil.simulated.process import SIGKILL, SIGNALS, SIGTERM, Command, Exit, OpenFile, Process
 from hil.simulated.shell import Shell, sh
 
 # ps
@@ -199,6 +199,29 @@ def timeout(process: Process) -> int:
         timer.cancel()
         killer.cancel()
     return 124 if over.is_set() else status
+
+
+def lockf(process: Process) -> int:
+    """The lock is its own and goes with it; the command may outlive it."""
+    usage = "usage: lockf [-kns] [-t seconds] file command [arguments]\n"
+    found, words = getopt(process, "knst:", usage)
+    option = dict(found)
+    if len(words) < 2:
+        process.err(usage)
+        raise Exit(64)
+    path = process.path(words[0])
+    if not process.system.files.exists(path):
+        process.system.files.write(path, b"", 0o644)
+    seconds = float(option["t"]) if "t" in option else None
+    if not process.system.lock(process, path, seconds):
+        if "s" not in option:
+            process.complain(f"{words[0]}: already locked")
+        return 75
+    child = process.child(words[1:])
+    status = process.run_here(child, Shell(child).find(words[1]))
+    if "k" not in option:
+        process.system.files.remove(path)
+    return status
 
 
 def daemon(process: Process) -> int:
@@ -395,6 +418,7 @@ _OTHER_MODES = frozenset(
 COMMANDS: Mapping[str, Command] = {
     "ps": ps, "pgrep": pgrep, "pkill": pgrep, "env": env, "printenv": printenv, "nohup": nohup,
     "timeout": timeout, "daemon": daemon, "xargs": xargs, "sleep": sleep, "date": date,
+    "lockf": lockf,
     "hostname": hostname, "id": identity, "whoami": whoami, "uptime": uptime, "which": which,
     "logger": quiet, "wall": quiet, "stty": stty, "sh": sh,
 }  # fmt: skip
