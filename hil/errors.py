@@ -19,7 +19,7 @@ Exit code 2 is left to the command line's own usage errors, as everywhere.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class Fault(enum.Enum):
@@ -115,6 +115,35 @@ class InventoryError(HilError):
 
     fault = Fault.INVENTORY
     exit_code = 5
+
+
+class RefusalError(HilError):
+    """A host understood what it was asked to do, and said no.
+
+    Raised as one of :data:`REFUSALS`, by whose fault that is.  Who wants to be refused, to see
+    that it is so, expects this class: the refusal is right then, whatever its cause.
+    """
+
+
+class ProductRefusalError(RefusalError, ProductError):
+    """Refused without a good reason, as far as the host's facts tell."""
+
+
+class LabRefusalError(RefusalError, LabError):
+    """Refused for what the host is, or what is left on it."""
+
+
+class InventoryRefusalError(RefusalError, InventoryError):
+    """Refused for what the user asked."""
+
+
+#: The error for a refusal, by whose fault it is.  A guest refuses nothing: it fails.
+REFUSALS: Mapping[Fault, type[HilError]] = {
+    Fault.PRODUCT: ProductRefusalError,
+    Fault.GUEST: GuestError,
+    Fault.LAB: LabRefusalError,
+    Fault.INVENTORY: InventoryRefusalError,
+}
 
 
 class CommandError(LabError):

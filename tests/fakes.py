@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from hil.bench import BenchDevice, BenchHost
 from hil.deadline import Deadline
-from hil.errors import HilError, LabError, ProductError
+from hil.errors import HilError, LabError, LabRefusalError
 from hil.guests.linux import LinuxGuest
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
@@ -387,7 +387,7 @@ class FakePlatform(Platform):
         self._do(f"create {spec.name}")
         held = {a for m in self.machines if m.at is not MachineState.DESTROYED for a in _held(m)}
         if held & set(spec.devices):
-            raise ProductError("the device is busy")
+            raise LabRefusalError("the device is busy")
         machine = FakeMachine(spec, self.new_stream())
         self.machines.append(machine)
         return machine

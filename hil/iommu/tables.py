@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from hil.errors import LabError
+from hil.errors import DeadlineExceeded, LabError
 from hil.iommu.memory import CachedMemory, PhysicalMemory
 from hil.pci.address import Address
 
@@ -152,6 +152,8 @@ class TableMemory:
         """``length`` bytes at ``address``, which are (part of) ``what``."""
         try:
             return self._memory.read(address, length)
+        except DeadlineExceeded:
+            raise  # says nothing of the tables
         except LabError as error:
             raise LabError(
                 f"the IOMMU's {what} at {address:#x} cannot be read",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from hil.bench import BenchDevice, BenchHost, GuestPool
 from hil.deadline import Deadline
-from hil.errors import LabError, ProductError
+from hil.errors import LabError, ProductError, RefusalError
 from hil.guests.guest import Guest
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
@@ -160,7 +160,7 @@ def check_not_passed_unless_reserved(device: BenchDevice, image: str) -> None:
     spec = GuestSpec("refused", image, devices=device.functions)
     try:
         machine = device.host.platform.create_guest(spec, deadline)
-    except ProductError:
+    except RefusalError:
         return
     machine.destroy(deadline)
     raise ProductError(f"a guest got {device}, which was not reserved")
@@ -200,6 +200,12 @@ def switch_on(device: BenchDevice, guests: GuestPool) -> None:
     if device.host.platform.lazy_iommu and not is_on(device.host):
         guests.prepare(device).destroy()
         guests.give_back(device)
+
+
+def is_blocked(host: BenchHost, address: Address) -> bool:
+    """Whether the IOMMU lets no DMA of the function pass."""
+    tables = host.platform.tables(host.limit(30, "the tables"))
+    return _owner(tables.entry(address.requester_id), None) is Owner.NOBODY
 
 
 def check_idle(host: BenchHost) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from hil.bench import Bench, BenchDevice
-from hil.errors import HilError, ProductError
+from hil.errors import ProductError, RefusalError
 from hil.platforms.contract import GuestSpec, Machine
 
 
@@ -34,7 +34,7 @@ def two_guests(lab: Bench, device: BenchDevice | None) -> Outcome:
         deadline = host.limit(60, f"guest {spec.name}")
         try:
             machines.append(host.platform.create_guest(spec, deadline))
-        except HilError as error:
+        except RefusalError as error:
             return "", error.explain()
         return spec.name, ""
 

@@ -340,6 +340,14 @@ class Platform(ABC):
     """Whether all functions that the host has are in one domain, rather than in one each."""
 
     @property
+    def masters_while_idle(self) -> bool:
+        """Whether a reserved function's bus mastering stays as its last guest left it.
+
+        Then nothing but the IOMMU's tables keeps its DMA from memory while nobody owns it.
+        """
+        return False
+
+    @property
     def address_forms(self) -> tuple[str, ...]:
         """Ways to tell this host's hypervisor which function is meant, by name."""
         return ()
@@ -392,7 +400,7 @@ class Platform(ABC):
 
         Raises:
             InventoryError: the host needs one itself, or one is a bridge.
-            ProductError: the host's driver did not let go, or the stub did not take it.
+            RefusalError: the host's driver did not let go, or the stub did not take it.
         """
 
     @abstractmethod
@@ -400,7 +408,8 @@ class Platform(ABC):
         """Return functions to the drivers they had.  Safe to run twice.
 
         Raises:
-            ProductError: a guest holds one still, or a driver did not come back.
+            RefusalError: a guest holds one still.
+            ProductError: a driver did not come back.
         """
 
     @abstractmethod
@@ -409,7 +418,7 @@ class Platform(ABC):
 
     @abstractmethod
     def remove_vfs(self, address: Address, deadline: Deadline) -> None:
-        """Remove all VFs of a PF.  Raises ProductError if the platform refuses (in use)."""
+        """Remove all VFs of a PF.  Raises RefusalError while a guest holds one."""
 
     @abstractmethod
     def replug(self, address: Address, deadline: Deadline) -> None:
@@ -440,7 +449,8 @@ class Platform(ABC):
         """A guest with its devices assigned, not yet started; destroys what a failure left.
 
         Raises:
-            ProductError: the hypervisor refused, with its words.
+            RefusalError: the hypervisor refused, with its words; its class says whose fault
+                that is.
         """
 
     @abstractmethod

@@ -18,7 +18,14 @@ from typing import TypeVar
 
 from hil import events
 from hil.deadline import Deadline
-from hil.errors import CommandError, HilError, InventoryError, LabError, ProductError
+from hil.errors import (
+    CommandError,
+    HilError,
+    InventoryError,
+    LabError,
+    LabRefusalError,
+    ProductError,
+)
 from hil.guests.images import GuestImage
 from hil.iommu.faults import FaultRecord, parse_fault_log
 from hil.iommu.host import host_faults, host_tables
@@ -57,6 +64,7 @@ from hil.platforms.freebsd_pci import (
     parse_config_dump,
     parse_pciconf,
 )
+from hil.platforms.freebsd_rules import not_started
 from hil.platforms.freebsd_state import HostState
 from hil.platforms.freebsd_text import (
     Release,
@@ -82,6 +90,10 @@ T = TypeVar("T")
 PPT_NAMES = Release(13, 2, "")
 #: ``-G`` takes an address before the port.
 DEBUG_ADDRESS = Release(13, 2, "")
+#: ppt switches decoding and bus mastering off when a guest lets go (main's ppt_unassign_device()
+#: in sys/amd64/vmm/io/ppt.c, PR 205549, D46179 and its companion).  In 13's ppt.c the function is
+#: reset and COMMAND restored as the guest left it; recorded on 13.2.
+COMMAND_OFF_WHILE_IDLE = Release(15, 0, "")
 #: r325039 and its merge to 11: what ppt holds and no guest has is in no domain.
 NO_DOMAIN_WHILE_IDLE = Release(11, 2, "")
 
@@ -213,6 +225,11 @@ class FreebsdBhyve(Platform):
         """Whose memory a function can reach at each phase, once the IOMMU is on."""
         recent = self.release >= NO_DOMAIN_WHILE_IDLE
         return _NOBODY_WHILE_IDLE if recent else _HOST_WHILE_IDLE
+
+    @property
+    def masters_while_idle(self) -> bool:
+        """Before 15 COMMAND stays as the guest left it, and the tables alone block."""
+        return self.release < COMMAND_OFF_WHILE_IDLE
 
     @functools.cached_property
     def features(self) -> frozenset[Feature]:
@@ -401,7 +418,8 @@ class FreebsdBhyve(Platform):
         # It succeeds also where the CPU cannot virtualize; the module then is not there.
         there = self._try("kldstat", "-q", "-m", "vmm", deadline=deadline)
         if loaded.status != 0 or there.status != 0:
-            diagnosis = decode(loaded.stderr, self.state(deadline))
+            state = self.state(deadline)
+            diagnosis = decode(loaded.stderr, state) if loaded.status != 0 else not_started(state)
             raise diagnosis.error(
                 f"vmm cannot be loaded on {self.host}", host=self.host, command=loaded.command
             )
@@ -455,12 +473,17 @@ class FreebsdBhyve(Platform):
         name, attached = self._driver_of(address, deadline)
         now = name.rstrip("0123456789") if attached else None
         if now == STUB or (before.get(address) and now != before[address]):
-            message = f"{address} is held by a guest and cannot be returned"
-            if "busy" not in result.stderr:
-                had = before.get(address) or "no driver"
-                message = f"{address} should be with {had} and is with {now or 'no driver'}"
             shown = ("devctl", "clear", "driver", "-f", address.selector)
-            raise self._refused(message, replace(result, command=shown), deadline)
+            if "busy" in result.stderr:
+                message = f"{address} is held by a guest and cannot be returned"
+                raise self._refused(message, replace(result, command=shown), deadline)
+            had = before.get(address) or "no driver"
+            raise ProductError(
+                f"{address} should be with {had} and is with {now or 'no driver'}",
+                host=self.host,
+                command=shown,
+                seen=result.stderr,
+            )
         if entry := self._taken.pop(address, None):
             self.journal.forget(entry)
 
@@ -501,11 +524,10 @@ class FreebsdBhyve(Platform):
             result = self._try("iovctl", "-D", "-d", name, deadline=deadline)
         left = self.function(address, deadline).virtual_functions
         if result.status != 0 or left:
-            raise ProductError(
+            busy = "busy" in result.stderr
+            raise (LabRefusalError if busy else ProductError)(
                 f"the VFs of {address} stay: "
-                + (
-                    "a guest holds one" if "busy" in result.stderr else "iovctl did not remove them"
-                ),
+                + ("a guest holds one" if busy else "iovctl did not remove them"),
                 host=self.host,
                 seen=result.stderr,
                 command=result.command,
@@ -599,7 +621,7 @@ class FreebsdBhyve(Platform):
             command = f"bhyvectl --vm={name} --destroy"
             if name.startswith(PREFIX) and name not in known and command not in hint:
                 hint = f"{hint}; left by a run of hil that died: {command}".removeprefix("; ")
-        return Refusal(diagnosis.meaning, hint, _causes(diagnosis))
+        return Refusal(diagnosis.meaning, diagnosis.fault, hint, _causes(diagnosis))
 
     def guests(self, deadline: Deadline) -> tuple[str, ...]:
         # The directory comes and goes with the first and last of them.
@@ -725,16 +747,10 @@ class FreebsdBhyve(Platform):
         if result.status != 0:
             raise self._refused(f"the host could not {what}", result, deadline)
 
-    def _refused(self, message: str, result: Result, deadline: Deadline) -> ProductError:
+    def _refused(self, message: str, result: Result, deadline: Deadline) -> HilError:
         """The error for a driver or bus that did not do what it was told, and what that means."""
         diagnosis = decode(result.stderr, self.state(deadline))
-        return ProductError(
-            f"{message}: {diagnosis.meaning}",
-            host=self.host,
-            command=result.command,
-            seen="\n".join(part for part in (_causes(diagnosis), result.stderr) if part),
-            hint=diagnosis.remedy,
-        )
+        return diagnosis.error(message, host=self.host, command=result.command)
 
 
 def _causes(diagnosis: Diagnosis) -> str:

@@ -77,7 +77,7 @@ def _assign(
         else "one of " + str(len(possible)) + " causes, which bhyve does not tell apart"
     )
     remedy = holds.remedy if holds else next((one.remedy for one in possible if one.remedy), "")
-    fault = Fault.PRODUCT if busy else Fault.LAB
+    fault = holds.fault if holds else Fault.PRODUCT if busy else Fault.LAB
     return Diagnosis(meaning, remedy, tuple(ranked), fault)
 
 
@@ -99,6 +99,7 @@ def _unreserved(state: HostState, address: Address | None, errno: str) -> Cause:
                 Verdict.HOLDS,
                 f"pciconf -l has no {address.selector}",
                 "pciconf -l",
+                Fault.INVENTORY,
             )
         driver = state.drivers[address]
         if driver == "ppt":
@@ -121,7 +122,8 @@ def _twice(state: HostState, address: Address | None) -> Cause:
     if not state.devices:
         return Cause(text, Verdict.POSSIBLE)
     if address is not None and state.devices.count(address) > 1:
-        return Cause(text, Verdict.HOLDS, f"{address.slashes} was given twice", "[name it once]")
+        why = f"{address.slashes} was given twice"
+        return Cause(text, Verdict.HOLDS, why, "[name it once]", Fault.INVENTORY)
     return Cause(text, Verdict.RULED_OUT, "each device was given once")
 
 

@@ -129,7 +129,8 @@ def decode(text: str, state: HostState | None = None) -> Diagnosis:
     """What an error of bhyve, bhyveload, bhyvectl, devctl, kldload … means here.
 
     The most telling line decides, wherever it stands; what is not recognised is kept and
-    shown, with :attr:`Diagnosis.known` false.
+    shown, with :attr:`Diagnosis.known` false, and is held against the product: a person must
+    look at it.
     """
     state = state or HostState()
     for rule in RULES:
@@ -140,6 +141,7 @@ def decode(text: str, state: HostState | None = None) -> Diagnosis:
     return Diagnosis(
         f"not known to hil: {first[:200]!r}" if first else "nothing was printed",
         "[read the text; report it to hil with the host's release]" if first else "",
+        fault=Fault.PRODUCT,
         text=text,
         known=False,
     )

@@ -24,12 +24,13 @@ from hil import events
 from hil.console.log import ConsoleLog
 from hil.deadline import Deadline, poll
 from hil.errors import (
+    REFUSALS,
     DeadlineExceeded,
+    Fault,
     GuestError,
     HilError,
     InventoryError,
     LabError,
-    ProductError,
 )
 from hil.guests.images import GuestImage, Loader
 from hil.guests.os import GuestOS, guest_os
@@ -119,6 +120,7 @@ class Refusal:
     """Why bhyve or a loader would not start a guest."""
 
     message: str
+    fault: Fault
     hint: str = ""
     causes: str = ""
     """What was considered, a line each."""
@@ -381,7 +383,7 @@ class BhyveMachine:
         """Make all it needs, load it and have bhyve assign its devices; leave nothing if refused.
 
         Raises:
-            ProductError: bhyve or its loader refused, with what that means.
+            RefusalError: bhyve or its loader refused, with what that means.
             LabError: what a guest needs could not be made.
         """
         arguments = (self.vm, self.files, str(self._unit), self._clone or "none")
@@ -422,17 +424,17 @@ class BhyveMachine:
     def _refused(self) -> HilError:
         seen = self.failure()
         ended = self._ended()
+        program, status = ended or ("its preparation", 0)
+        refusal = self.explain(program, status, seen)
         if ended is None:
             return LabError(
-                f"what guest {self.spec.name} needs could not be made",
+                f"what guest {self.spec.name} needs could not be made: {refusal.message}",
                 host=self.host,
                 seen=seen,
-                hint="see which command failed: a name taken, a full disk, a missing image",
+                hint=refusal.hint,
             )
-        program, status = ended
-        refusal = self.explain(program, status, seen)
         command = self.command(waiting=True) if program == "bhyve" else self.loader_command()
-        return ProductError(
+        return REFUSALS[refusal.fault](
             f"{program} refused to start guest {self.spec.name} (status {status}): "
             f"{refusal.message}",
             host=self.host,

@@ -81,15 +81,20 @@ def _no_memory(_match: re.Match[str], state: HostState) -> Diagnosis:
     )
 
 
+def not_started(state: HostState) -> Diagnosis:
+    """Vmm is loaded, as a file, and its module did not start."""
+    cause = no_virtualization(state)
+    return Diagnosis(
+        "this host cannot run virtual machines: vmm is loaded but did not start",
+        cause.remedy or "dmesg | grep -iE 'vmx|svm|vmm'",
+        (cause,),
+    )
+
+
 def _vm_create(match: re.Match[str], state: HostState) -> Diagnosis:
     errno = match[1].strip()
     if errno == NO_DEVICE:
-        cause = no_virtualization(state)
-        return Diagnosis(
-            "this host cannot run virtual machines: vmm is loaded but did not start",
-            cause.remedy or "dmesg | grep -iE 'vmx|svm|vmm'",
-            (cause,),
-        )
+        return not_started(state)
     return _permission(errno) or Diagnosis(f"the virtual machine could not be made: {errno}")
 
 
@@ -161,8 +166,10 @@ def _devctl(match: re.Match[str], state: HostState) -> Diagnosis:
             )
         return Diagnosis(f"{device} has no driver attached", f"pciconf -l {device}")
     if errno == "Operation not supported by device":
-        return Diagnosis(f"{device} cannot do that: devctl {verb}")
-    return _permission(errno) or Diagnosis(f"devctl {verb} of {device} failed: {errno}")
+        return Diagnosis(f"{device} cannot do that: devctl {verb}", fault=Fault.PRODUCT)
+    return _permission(errno) or Diagnosis(
+        f"devctl {verb} of {device} failed: {errno}", fault=Fault.PRODUCT
+    )
 
 
 def _ppt_busy(device: str, state: HostState) -> Diagnosis:
@@ -172,7 +179,8 @@ def _ppt_busy(device: str, state: HostState) -> Diagnosis:
         f"a virtual machine{which} holds {device}: one that runs, or one that has ended and was "
         "not destroyed",
         f"bhyvectl --vm={vms[0] if vms else 'NAME'} --destroy",
-        fault=Fault.LAB,
+        # Where there is no virtual machine, nobody can hold it.
+        fault=Fault.PRODUCT if vms == () else Fault.LAB,
     )
 
 
@@ -465,7 +473,8 @@ RULES: tuple[Rule, ...] = (
         r"[Dd]evice emulation initialization error: (.*)",
         Diagnosis(
             "one of the guest's devices could not be set up, and bhyve does not say which; the "
-            "reason it gives may be stale: {0}"
+            "reason it gives may be stale: {0}",
+            fault=_BUG,
         ),
     ),
 )

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hil.errors import Fault, GuestError, HilError, InventoryError, LabError, ProductError
+from hil.errors import REFUSALS, Fault, HilError
 from hil.pci.address import Address
 from hil.platforms.freebsd_text import Process, Release
 
@@ -35,6 +35,8 @@ class Cause:
     """The evidence: a line that a command printed."""
     remedy: str = ""
     """The command or line of loader.conf that mends it."""
+    fault: Fault = Fault.LAB
+    """Whose fault the failure is, where this is its cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +86,6 @@ class HostState:
         return None if self.vms is None else tuple(name for name in self.vms if name != self.vm)
 
 
-_ERRORS = {
-    Fault.PRODUCT: ProductError,
-    Fault.GUEST: GuestError,
-    Fault.LAB: LabError,
-    Fault.INVENTORY: InventoryError,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What an error means here."""
@@ -122,8 +116,8 @@ class Diagnosis:
         return "\n".join([self.meaning, *told])
 
     def error(self, message: str, *, host: str = "", command: Sequence[str] = ()) -> HilError:
-        """The exception to raise: ``message`` says what was tried, the rest is told here."""
-        return _ERRORS[self.fault](
+        """The refusal to raise: ``message`` says what was tried, the rest is told here."""
+        return REFUSALS[self.fault](
             f"{message}: {self.meaning}",
             seen="\n".join(part for part in (*self.explain().split("\n")[1:], self.text) if part),
             hint=self.remedy,
@@ -179,6 +173,7 @@ def iommu_causes(state: HostState, attempted: bool = True) -> tuple[Cause, ...]:
                     "hw.vmm.iommu.initialized: 0, after an attempt to assign a device",
                     "dmesg | grep -iE 'dmar|vtd|ivhd|iommu|AMD-Vi'"
                     "  (on 14.3 with Intel see FreeBSD's PR 290155)",
+                    Fault.PRODUCT,
                 )
             )
     return tuple(causes)

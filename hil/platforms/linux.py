@@ -23,6 +23,7 @@ from hil.errors import (
     HilError,
     InventoryError,
     LabError,
+    LabRefusalError,
     ProductError,
 )
 from hil.guests.images import GuestImage
@@ -341,7 +342,7 @@ class LinuxVfio(Platform):
         with events.step(f"return {', '.join(map(str, reservation.addresses))} on {self.host}"):
             for address in reservation.addresses:
                 if self._held(address, deadline):
-                    raise ProductError(
+                    raise LabRefusalError(
                         f"{address} is held by a guest and cannot be returned",
                         host=self.host,
                         hint="destroy the guest first",
@@ -361,7 +362,7 @@ class LinuxVfio(Platform):
     def _passable(self, everything: Mapping[Address, Function], address: Address) -> Function:
         function = passable(everything, address, self.host)
         if function.group is None:
-            raise ProductError(
+            raise LabRefusalError(
                 f"{address} has no IOMMU group: the IOMMU of {self.host} is off or absent",
                 host=self.host,
                 hint="switch on VT-d or AMD-Vi in the firmware and boot with intel_iommu=on",
@@ -498,7 +499,7 @@ class LinuxVfio(Platform):
         # PCI_DEV_FLAGS_ASSIGNED), so the refusal that users expect is made here.
         for vf in self.function(address, deadline).virtual_functions:
             if self._held(vf, deadline):
-                raise ProductError(
+                raise LabRefusalError(
                     f"VF {vf} of {address} is held by a guest; the VFs stay", host=self.host
                 )
         with events.step(f"remove the VFs of {address} on {self.host}"):

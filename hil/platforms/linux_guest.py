@@ -14,7 +14,7 @@ import shlex
 from hil import events
 from hil.console.log import ConsoleLog
 from hil.deadline import Deadline, poll
-from hil.errors import DeadlineExceeded, LabError, ProductError
+from hil.errors import DeadlineExceeded, LabError, ProductRefusalError
 from hil.guests.images import GuestImage
 from hil.journal import Entry, Journal, Undo
 from hil.pci.address import Address
@@ -110,7 +110,7 @@ class QemuMachine:
         """Start QEMU with its processors stopped; on failure leave nothing.
 
         Raises:
-            ProductError: QEMU ended by itself, with what it wrote.
+            ProductRefusalError: QEMU ended by itself, with what it wrote.
         """
         script = 'umask 077; mkdir -p "$1" && cat > "$1/host_key"'
         self._entry, result = self._journal.change(
@@ -141,7 +141,7 @@ class QemuMachine:
                 self._wait_for_end(Deadline(5, f"the end of QEMU of guest {self.spec.name}"))
             if self._ended() is None:
                 raise
-        raise ProductError(
+        raise ProductRefusalError(
             f"QEMU refused to start guest {self.spec.name} (status {self._ended()})",
             host=self.host,
             seen=self.failure(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hil.errors import HilError, InventoryError, ProductError
+from hil.errors import REFUSALS, Fault, HilError, InventoryError
 from hil.pci.address import Address
 from hil.platforms.contract import Function
 
@@ -43,7 +43,9 @@ def raise_all(failures: Sequence[HilError]) -> None:
     if len(failures) == 1:
         raise failures[0]
     if failures:
-        raise ProductError(
+        faults = [failure.fault for failure in failures]
+        worst = Fault.PRODUCT if Fault.PRODUCT in faults else faults[0]
+        raise REFUSALS[worst](
             f"{len(failures)} functions could not be returned",
             seen="\n".join(error.explain() for error in failures),
             host=failures[0].host,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hil.bench import Bench, BenchDevice, GuestPool
-from hil.errors import ProductError
+from hil.errors import ProductError, RefusalError
 from hil.guests.guest import Guest
 from hil.oracles import leftovers, ownership, race
 
@@ -46,7 +46,7 @@ def test_every_form_of_its_address_means_the_same_device(
 @pytest.mark.danger(0)
 @pytest.mark.needs(device=["nic", "nvme", "edu"])
 def test_a_passed_device_refuses_to_be_returned(device: BenchDevice, guest: Guest) -> None:
-    with pytest.raises(ProductError, match="held by a guest"):
+    with pytest.raises(RefusalError, match="held by a guest"):
         device.give_back()
     ownership.check_guest_sees(guest, device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hil.bench import Bench, BenchDevice, GuestPool
-from hil.errors import InventoryError, ProductError
+from hil.errors import InventoryError, ProductError, RefusalError
 from hil.guests.guest import Guest
 from hil.oracles import iommu, leftovers, ownership, strayed
 from hil.oracles.crosstalk import Pair
@@ -28,7 +28,7 @@ def test_without_an_iommu_a_device_is_refused_and_nothing_is_half_made(
     device = next(iter(lab_without_iommu.devices.values()))
     driver = device.look().driver
     with leftovers.none_expected(device.host):
-        with pytest.raises(ProductError, match=r"IOMMU (of .* is off or absent|off)"):
+        with pytest.raises(RefusalError, match=r"IOMMU (of .* is off or absent|off)"):
             lab_without_iommu.guests.prepare(device)
         device.give_back()
     ownership.check_back_on_host(device, driver)

@@ -25,7 +25,12 @@ def test_registers_are_at_their_defaults_after_a_guest_powered_off(
     guest = guests.shared(device)
     guest.power_off()
     guest.destroy()
-    reset.check_quiet(before, device.look().config, f"{device} after the guest's power-off")
+    reset.check_quiet(
+        before,
+        device.look().config,
+        f"{device} after the guest's power-off",
+        mastering=device.host.platform.masters_while_idle,
+    )
 
 
 @pytest.mark.catalogue("RS2", bugs=[3, 6])
@@ -91,10 +96,8 @@ def test_a_sentinel_register_does_not_reach_the_next_guest(
 @pytest.mark.catalogue("RS5", bugs=[3])
 @pytest.mark.danger(1)
 @pytest.mark.needs
-def test_bus_mastering_is_off_while_nobody_owns_the_device(
-    used_device: BenchDevice,
-) -> None:
-    reset.check_no_bus_mastering(used_device)
+def test_a_device_that_nobody_owns_can_do_no_dma(used_device: BenchDevice) -> None:
+    reset.check_cannot_reach_memory(used_device)
 
 
 @pytest.mark.catalogue("RS5")
@@ -103,8 +106,11 @@ def test_bus_mastering_is_off_while_nobody_owns_the_device(
 def test_control_bus_mastering_left_on_is_seen(device: BenchDevice, guests: GuestPool) -> None:
     guests.release(device)
     device.reserve()
+    if device.host.platform.masters_while_idle:
+        # The tables would block it; those of a device on the host do not.
+        device.give_back()
     with reset.bus_mastering(device), pytest.raises(ProductError, match="bus mastering is on"):
-        reset.check_no_bus_mastering(device)
+        reset.check_cannot_reach_memory(device)
 
 
 @pytest.mark.catalogue("RS6", bugs=[19])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hil.bench import Bench, BenchDevice
-from hil.errors import ProductError
+from hil.errors import ProductError, RefusalError
 from hil.oracles import iommu, isolation, ownership
 from hil.oracles.crosstalk import Pair
 from hil.platforms.contract import Phase
@@ -54,7 +54,7 @@ def test_vfs_cannot_be_taken_away_while_a_guest_has_one(
     two_guests_with_vfs: Pair,
 ) -> None:
     guest, vf = two_guests_with_vfs.guests[0], two_guests_with_vfs.devices[0]
-    with pytest.raises(ProductError, match=r"held by a guest|a guest holds one"):
+    with pytest.raises(RefusalError, match=r"held by a guest|a guest holds one"):
         isolation.take_vfs_away(vf)
     ownership.check_guest_sees(guest, vf)
 

@@ -278,13 +278,27 @@ def test_a_register_that_does_not_hold_proves_nothing() -> None:
 
 def test_bus_mastering_is_seen_and_restored() -> None:
     device, platform = bench_device()
-    reset.check_no_bus_mastering(device)
+    reset.check_cannot_reach_memory(device)
     with reset.bus_mastering(device):
         assert platform.known[NIC].config.command == 4
         with pytest.raises(ProductError, match="bus mastering is on"):
-            reset.check_no_bus_mastering(device)
+            reset.check_cannot_reach_memory(device)
     assert platform.known[NIC].config.command == 0
-    reset.check_no_bus_mastering(device)
+    reset.check_cannot_reach_memory(device)
+
+
+class KeepsMastering(FakePlatform):
+    masters_while_idle = property(lambda _: True)
+
+
+def test_where_bus_mastering_stays_on_the_tables_must_block() -> None:
+    device, platform = bench_device(platform=KeepsMastering(function()))
+    with reset.bus_mastering(device):
+        reset.check_cannot_reach_memory(device)
+        platform.image.context(NIC.requester_id, domain=1)
+        with pytest.raises(ProductError, match="bus mastering is on"):
+            reset.check_cannot_reach_memory(device)
+    reset.check_cannot_reach_memory(device)
 
 
 def test_what_a_guest_left_is_told_by_register() -> None:
@@ -300,6 +314,12 @@ def test_what_a_guest_left_is_told_by_register() -> None:
         with pytest.raises(ProductError, match="the NIC is not quiet") as caught:
             reset.check_quiet(before, after, "the NIC")
         assert words in caught.value.seen
+    after = config(command=0x6, capabilities=[MSI])
+    reset.check_quiet(before, after, "the NIC", mastering=True)
+    with pytest.raises(ProductError, match="the NIC is not quiet"):
+        reset.check_quiet(
+            before, config(command=0x46, capabilities=[MSI]), "the NIC", mastering=True
+        )
 
 
 def reset_result(after: Function) -> BenchDevice:

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from hil.deadline import Deadline
-from hil.errors import CommandError, HilError, InventoryError, LabError, ProductError
+from hil.errors import (
+    CommandError,
+    InventoryError,
+    LabError,
+    LabRefusalError,
+    ProductError,
+    RefusalError,
+)
 from hil.guests.images import GuestImage
 from hil.journal import FREEBSD, Journal
 from hil.pci.address import Address
@@ -286,7 +293,7 @@ def test_a_failure_on_the_way_gives_back_what_was_taken() -> None:
         BUSY.replace("pci0:0:5:0", "pci0:0:6:0"),
     )
     platform = host.platform()
-    with pytest.raises(ProductError, match=r"0000:00:06\.0 was not attached to ppt"):
+    with pytest.raises(LabRefusalError, match=r"0000:00:06\.0 was not attached to ppt"):
         platform.reserve([EM, IGB], soon())
     assert host.drivers[EM] == ("em0", True)
     assert host.drivers[IGB] == ("igb0", True)
@@ -311,7 +318,7 @@ def test_ppt_s_name_alone_does_not_prove_that_it_is_attached() -> None:
 def test_vmm_that_loads_and_is_not_there_is_told_before_anything_is_taken() -> None:
     host = FreebsdHost()
     host.answers["kldstat -q -m vmm"] = (1, "", "")
-    with pytest.raises(HilError, match="vmm cannot be loaded"):
+    with pytest.raises(LabRefusalError, match=r"vmm cannot be loaded .* did not start"):
         host.platform().reserve([EM], soon())
     assert host.changes == ["kldload -n vmm"]
 
@@ -342,7 +349,7 @@ def test_a_held_function_cannot_be_returned_and_the_others_are() -> None:
     platform = host.platform()
     reservation = platform.reserve([EM, IGB], soon())
     host.held.add(EM)
-    with pytest.raises(ProductError, match=r"0000:00:05\.0 is held by a guest") as raised:
+    with pytest.raises(RefusalError, match=r"0000:00:05\.0 is held by a guest") as raised:
         platform.give_back(reservation, soon())
     assert raised.value.command == ("devctl", "clear", "driver", "-f", "pci0:0:5:0")
     assert host.drivers[IGB] == ("igb0", True)
@@ -427,7 +434,7 @@ def test_vfs_that_are_not_made_are_taken_back() -> None:
 def test_vfs_that_a_guest_holds_stay() -> None:
     host = FreebsdHost()
     host.answers["iovctl -D -d igb0"] = (1, "", "iovctl: Failed to delete VFs: Device busy\n")
-    with pytest.raises(ProductError, match="stay: a guest holds one") as raised:
+    with pytest.raises(LabRefusalError, match="stay: a guest holds one") as raised:
         host.platform().remove_vfs(IGB, soon())
     assert "Device busy" in raised.value.seen
     host.answers["iovctl -D -d igb0"] = (0, "", "")

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hil.errors import Fault, InventoryError, LabError, ProductError
+from hil.errors import (
+    Fault,
+    InventoryError,
+    InventoryRefusalError,
+    LabRefusalError,
+    ProductError,
+    ProductRefusalError,
+    RefusalError,
+)
 from hil.pci.address import Address
 from hil.platforms.freebsd_errors import Ending, decode, decode_bhyve, ending
 from hil.platforms.freebsd_rules import RULES
@@ -215,6 +223,33 @@ def test_a_busy_function_that_nobody_holds_is_the_products_fault() -> None:
     assert isinstance(found.error("cannot start g2"), ProductError)
 
 
+def uninitialized(found: HostState) -> HostState:
+    return replace(found, sysctl={**(found.sysctl or {}), "hw.vmm.iommu.initialized": "0"})
+
+
+@pytest.mark.parametrize(
+    ("text", "facts", "kind"),
+    [
+        (NO_IOMMU.errors, uninitialized(state(tables=frozenset({"FACP"}))), LabRefusalError),
+        (NO_IOMMU.errors, state("6-iommu-disabled/019"), LabRefusalError),
+        (NO_IOMMU.errors, uninitialized(state()), ProductRefusalError),
+        (IN_USE.errors, state(vms=("g1", "g2")), LabRefusalError),
+        (IN_USE.errors, state(drivers={EM0: "em"}), LabRefusalError),
+        (IN_USE.errors, state(drivers={}), InventoryRefusalError),
+        (IN_USE.errors, state(devices=(EM0, EM0)), InventoryRefusalError),
+        ("bhyve: passthru requires guest memory to be wired\n", state(), LabRefusalError),
+        ('Error opening bootrom "/x": No such file\n', state(), LabRefusalError),
+        ("Could not open backing file: /x: Device busy\n", state(), LabRefusalError),
+        ("cannot create 'p/x': out of space\n", state(), LabRefusalError),
+        ("bhyve: failed to initialize MSI for PCI 0/5/0\n", state(), InventoryRefusalError),
+    ],
+)
+def test_a_refusal_is_the_fault_of_its_cause(
+    text: str, facts: HostState, kind: type[RefusalError]
+) -> None:
+    assert type(decode_bhyve(4, text, facts).error("cannot start g1")) is kind
+
+
 NEWER_ABSENT = "PCI device at 0/5/0 is not using the ppt driver\n"
 NEWER = "vm_assign_pptdev: {}\nDevice emulation initialization error: {}\n"
 
@@ -296,7 +331,7 @@ OTHERS = [
     ("error: file `/vmlinuz' not found.", "finds no kernel", Fault.INVENTORY),
     ("cannot create 'p/x': out of space", "is full", Fault.LAB),
     ("cp: /x: No space left on device", "is full", Fault.LAB),
-    ("device emulation initialization error: Device busy", "may be stale", Fault.LAB),
+    ("device emulation initialization error: Device busy", "may be stale", Fault.PRODUCT),
 ]
 
 
@@ -317,7 +352,8 @@ def test_what_is_not_known_is_kept_and_shown() -> None:
     assert not found.known
     assert found.meaning == "bhyve ended with status 4: not known to hil: 'nonsense of tomorrow'"
     error = found.error("cannot start g1", host="lab1", command=["bhyve", "g1"])
-    assert isinstance(error, LabError)
+    # Until somebody has looked at it, it counts as a failure of the product.
+    assert isinstance(error, ProductRefusalError)
     assert "second line" in error.explain()
     assert "bhyve g1" in error.explain()
 

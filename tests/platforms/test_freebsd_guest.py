@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hil.deadline import Deadline, poll
-from hil.errors import GuestError, InventoryError, LabError, ProductError
+from hil.errors import Fault, GuestError, InventoryError, LabError, LabRefusalError
 from hil.guests.images import GuestImage, Loader
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.tables import Mapping, Tables, Translation, TranslationFault
@@ -169,7 +169,9 @@ def made(
         image=image,
         passed=[Passed(address, f"ppt{index}") for index, address in enumerate(devices)],
         directory=directory,
-        explain=lambda program, status, seen: Refusal(f"{program} {status} {seen!r}", "mend it"),
+        explain=lambda program, status, seen: Refusal(
+            f"{program} {status} {seen!r}", Fault.LAB, "mend it"
+        ),
         tables=tables,
         journal=Notes(),
         number=0x12,
@@ -313,7 +315,7 @@ def test_a_refusal_of_bhyve_is_decoded_and_leaves_nothing(
     machine: BhyveMachine, tools: Tools
 ) -> None:
     tools.has("bhyve", 'echo "bhyve: passthru requires guest memory to be wired" >&2; exit 4')
-    with pytest.raises(ProductError, match="bhyve 4 'bhyve: passthru requires") as raised:
+    with pytest.raises(LabRefusalError, match="bhyve 4 'bhyve: passthru requires") as raised:
         machine.create(soon())
     assert raised.value.hint == "mend it"
     assert raised.value.command[0] == "bhyve"
@@ -325,13 +327,13 @@ def test_a_late_refusal_of_bhyve_is_told_at_the_start(machine: BhyveMachine, too
     machine.create(soon())
     tools.has("nc", "exit 1")
     machine.kill(soon())
-    with pytest.raises(ProductError, match="bhyve refused to start guest nic0-1"):
+    with pytest.raises(LabRefusalError, match="bhyve refused to start guest nic0-1"):
         machine.start(soon())
 
 
 def test_a_refusal_of_the_loader_is_told_as_its_own(machine: BhyveMachine, tools: Tools) -> None:
     tools.has("bhyveload", 'echo "vm_create: Device not configured" >&2; exit 1')
-    with pytest.raises(ProductError, match="bhyveload refused"):
+    with pytest.raises(LabRefusalError, match="bhyveload refused"):
         machine.create(soon())
     assert not any(line.startswith("bhyve ") for line in tools.log)
 

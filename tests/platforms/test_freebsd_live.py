@@ -11,7 +11,7 @@ import pytest
 
 from hil import journal
 from hil.deadline import Deadline, poll
-from hil.errors import ProductError
+from hil.errors import LabRefusalError
 from hil.guests.guest import Guest, GuestState
 from hil.guests.images import GuestImage
 from hil.guests.os import guest_os
@@ -99,9 +99,9 @@ def test_a_killed_guest_holds_its_device_until_it_is_destroyed(platform: Freebsd
     machine.kill(soon())
     assert machine.state(soon()) is MachineState.CRASHED
     assert len(platform.guests(soon())) == 1
-    with pytest.raises(ProductError, match="held by a guest"):
+    with pytest.raises(LabRefusalError, match="held by a guest"):
         platform.give_back(reservation, soon())
-    with pytest.raises(ProductError, match="another virtual machine holds the function"):
+    with pytest.raises(LabRefusalError, match="another virtual machine holds the function"):
         create(platform, "nic0-2", NIC)
     machine.destroy(soon())
     create(platform, "nic0-3", NIC).destroy(soon())
@@ -118,7 +118,7 @@ def test_a_start_without_iommu_fails_and_says_which_cause_it_was(platform: Freeb
     before = footprint(platform)
     # AMD has two switches for it.
     why = "switched bhyve's use of the IOMMU off|AMD-Vi is not enabled"
-    with pytest.raises(ProductError, match=why) as raised:
+    with pytest.raises(LabRefusalError, match=why) as raised:
         create(platform, "nic0-1", NIC)
     assert re.search(r"hw\.vmm\.(iommu|amdvi)\.enable=\"1\"", raised.value.hint)
     assert footprint(platform) == before
@@ -131,7 +131,7 @@ def test_vfs_stay_while_a_guest_holds_one(platform: FreebsdBhyve) -> None:
     assert platform.function(vfs[1], soon()).physical_function == NIC
     reservation = platform.reserve([vfs[0]], soon())
     machine = create(platform, "vf0-1", vfs[0])
-    with pytest.raises(ProductError, match="a guest holds one"):
+    with pytest.raises(LabRefusalError, match="a guest holds one"):
         platform.remove_vfs(NIC, soon())
     machine.destroy(soon())
     platform.give_back(reservation, soon())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hil.errors import InventoryError, LabError, ProductError
+from hil.errors import InventoryError, LabError, LabRefusalError, ProductError
 from hil.pci.address import Address
 from hil.platforms import linux, linux_undo
 from hil.platforms.contract import GuestSpec
@@ -207,7 +207,7 @@ def test_what_the_host_needs_is_refused_untouched(
 
 def test_without_an_iommu_nothing_is_reserved(host: LinuxVfio, sysfs: Sysfs) -> None:
     sysfs.functions[str(DISK)].group = ""
-    with pytest.raises(ProductError, match="no IOMMU group") as caught:
+    with pytest.raises(LabRefusalError, match="no IOMMU group") as caught:
         host.reserve([DISK], soon())
     assert "intel_iommu=on" in caught.value.hint
     assert sysfs.binds == []
@@ -242,7 +242,7 @@ def test_what_a_guest_holds_is_not_returned(host: LinuxVfio, sysfs: Sysfs) -> No
     reservation = host.reserve([NIC, SIBLING], soon())
     sysfs.held.add(str(SIBLING))
     done = list(sysfs.binds)
-    with pytest.raises(ProductError, match="held by a guest"):
+    with pytest.raises(LabRefusalError, match="held by a guest"):
         host.give_back(reservation, soon())
     assert sysfs.binds == done
 
@@ -251,7 +251,9 @@ def test_vfs_are_made_and_removed(host: LinuxVfio, sysfs: Sysfs) -> None:
     made = host.create_vfs(NIC, 2, soon())
     assert made == (Address.parse("01:10.0"), Address.parse("01:10.1"))
     sysfs.held.add(str(made[1]))
-    with pytest.raises(ProductError, match=r"VF 0000:01:10.1 of 0000:01:00.0 is held by a guest"):
+    with pytest.raises(
+        LabRefusalError, match=r"VF 0000:01:10.1 of 0000:01:00.0 is held by a guest"
+    ):
         host.remove_vfs(NIC, soon())
     assert len(host.function(NIC, soon()).virtual_functions) == 2
     sysfs.held.clear()
