@@ -17,7 +17,9 @@ AMD = Fault(20, "20-stale", "It stays.", "r2", ("amd",))
 
 
 def outcome(test: str, status: Status = Status.PASSED, reason: str = "") -> Outcome:
-    return Outcome(f"suites/iommu/test_x.py::test_{test}", status, 1.0, "simulated", reason)
+    """``d`` is the only test that names a bug, and it names 3."""
+    name = f"suites/iommu/test_x.py::test_{test}"
+    return Outcome(name, status, 1.0, "simulated", reason, bugs=("3",) if test == "d" else ())
 
 
 class Suites:
@@ -25,10 +27,10 @@ class Suites:
 
     def __init__(self, **endings: Sequence[Outcome]) -> None:
         self.endings = endings
-        self.runs: list[tuple[str, str]] = []
+        self.runs: list[tuple[str, ...]] = []
 
-    def __call__(self, lab: str, fault: str) -> Sequence[Outcome]:
-        self.runs.append((lab, fault))
+    def __call__(self, lab: str, fault: str, bug: str) -> Sequence[Outcome]:
+        self.runs.append((lab, fault, *([bug] if bug else [])))
         default = [outcome("a"), outcome("b"), outcome("c", Status.SKIPPED)]
         return self.endings.get(fault.replace("-", "_") or "none", default)
 
@@ -49,8 +51,8 @@ def test_a_fault_that_one_lab_does_not_show_is_tried_on_the_next() -> None:
     caught = [outcome("a", Status.FAILED)]
 
     class Amd(Suites):
-        def __call__(self, lab: str, fault: str) -> Sequence[Outcome]:
-            found = super().__call__(lab, fault)
+        def __call__(self, lab: str, fault: str, bug: str) -> Sequence[Outcome]:
+            found = super().__call__(lab, fault, bug)
             return caught if (lab, fault) == ("lab-amd", "3-idle") else found
 
     suites = Amd()
@@ -58,6 +60,48 @@ def test_a_fault_that_one_lab_does_not_show_is_tried_on_the_next() -> None:
     assert proof.holds
     assert proof.rows[0].lab == "lab-amd"
     assert suites.runs[2:] == [("lab-intel", "3-idle"), ("lab-amd", "3-idle")]
+
+
+class Named(Suites):
+    """There is a test that names bug 3, and it sees it if ``sees``."""
+
+    def __init__(self, *, sees: bool) -> None:
+        super().__init__(none=[outcome("a"), outcome("d")])
+        self.sees = sees
+
+    def __call__(self, lab: str, fault: str, bug: str) -> Sequence[Outcome]:
+        found = super().__call__(lab, fault, bug)
+        if not fault:
+            return found
+        named = outcome("d", Status.FAILED if self.sees else Status.PASSED)
+        return [named] if bug else [named, outcome("a", Status.FAILED)]
+
+
+def test_the_tests_that_name_a_bug_come_first_and_may_be_enough() -> None:
+    suites = Named(sees=True)
+    (row,) = prove([BOTH], LABS, suites).rows
+    assert suites.runs[2:] == [("lab-intel", "3-idle", "3")]
+    assert [short(test) for test in row.caught] == ["iommu: d"]
+    assert (row.ran, row.by_name) == (1, True)
+
+
+def test_where_those_see_nothing_all_tests_run() -> None:
+    suites = Named(sees=False)
+    (row,) = prove([BOTH], LABS, suites).rows
+    assert suites.runs[2:] == [
+        ("lab-intel", "3-idle", "3"),
+        ("lab-amd", "3-idle", "3"),
+        ("lab-intel", "3-idle"),
+    ]
+    assert [short(test) for test in row.caught] == ["iommu: a"]
+    assert (row.ran, row.by_name) == (2, False)
+
+
+def test_all_tests_run_at_once_if_asked() -> None:
+    suites = Named(sees=True)
+    (row,) = prove([BOTH], LABS, suites, whole=True).rows
+    assert suites.runs[2:] == [("lab-intel", "3-idle")]
+    assert len(row.caught) == 2
 
 
 def test_each_lab_that_is_needed_is_tried_without_a_fault() -> None:
@@ -104,9 +148,9 @@ def test_the_matrix_is_shown(proof: Proof) -> None:
 def test_the_matrix_is_a_table_for_the_documentation(proof: Proof) -> None:
     lines = markdown(proof).splitlines()
     (row,) = [line for line in lines if line.startswith("| `3-idle`")]
-    assert row == "| `3-idle` | It reaches \\| all. | r1 | `lab-intel` | `iommu: a` |"
+    assert row == "| `3-idle` | It reaches \\| all. | r1 | `lab-intel` | `iommu: a` * |"
     (row,) = [line for line in lines if line.startswith("| `20-stale`")]
-    assert row.endswith("| **nothing** |")
+    assert row.endswith("| **nothing** * |")
 
 
 def test_the_matrix_is_plain_values(proof: Proof) -> None:

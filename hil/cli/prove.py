@@ -30,6 +30,9 @@ def prove(
         str, typer.Option(help="The simulated hosts: freebsd-RELEASE-intel and -amd.")
     ] = "15",
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Runs at once.")] = 1,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Run all tests with each bug, not first those naming it.")
+    ] = False,
     markdown: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the matrix there too.")
     ] = None,
@@ -52,6 +55,7 @@ def prove(
         labs,
         proving.run_suites(paths, invocation.after_dashes),
         jobs=jobs,
+        whole=whole,
         tell=say,
     )
     if markdown is not None:
