@@ -1,0 +1,1 @@
+"""What changed between two sets of runs: results, reasons, speed, and what they ran on."""
