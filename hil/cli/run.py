@@ -105,7 +105,7 @@ def suite(name: str) -> str:
     for candidate in (folder / path, folder / f"{path}.py", folder / path.removeprefix("suites/")):
         if candidate.exists():
             return f"{candidate}{sep}{test}"
-    from hil.lab.load import nearest
+    from hil.lab.document import nearest
 
     known = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._")
     raise InventoryError(

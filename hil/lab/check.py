@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hil.lab.load import InvalidInventoryError, Problem
+from hil.lab.document import InvalidFileError, Problem
 from hil.lab.models import Device, Lab, Match
 from hil.pci.address import Address
 from hil.pci.reset import reset_facts
 from hil.platforms.contract import Function
+
+#: Bytes of a prefetchable BAR that is taken for memory of the device's own.
+VRAM = 1 << 20
 
 
 def check_against(
@@ -26,7 +29,7 @@ def check_against(
         the inventory has only a ``match``.
 
     Raises:
-        InvalidInventoryError: an address that the host does not have, a ``match`` that fits
+        InvalidFileError: an address that the host does not have, a ``match`` that fits
             no card or several, a bridge, a function found twice, a capability that is
             not there, or a function that the host itself needs (root disk, management
             NIC).
@@ -61,7 +64,7 @@ def check_against(
     problems += _peers(lab, host, by_address)
     if problems:
         hint = f"`hil devices --lab {lab.source}` lists what the host has"
-        raise InvalidInventoryError(lab.source, problems, hint)
+        raise InvalidFileError(lab.source, problems, hint)
     return found
 
 
@@ -160,6 +163,7 @@ def capabilities(function: Function) -> frozenset[str]:
         "sriov": config.sriov,
         "acs": config.acs,
         "ats": config.ats,
+        "vram": any(bar.memory and bar.prefetchable and bar.size >= VRAM for bar in function.bars),
     }
     return frozenset(name for name, has in there.items() if has)
 

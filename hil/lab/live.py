@@ -45,7 +45,7 @@ class LiveLab:
         is there.
 
         Raises:
-            InvalidInventoryError: see :func:`hil.lab.check.check_against`.
+            InvalidFileError: see :func:`hil.lab.check.check_against`.
         """
         host = self.lab.devices[device].host
         platform = self.platforms[host]

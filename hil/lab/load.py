@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import os
 import re
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
-
-from pydantic import BaseModel, ValidationError
 
 from hil.errors import InventoryError
-from hil.lab import secrets
+from hil.lab import document, secrets
+from hil.lab.document import InvalidFileError, Problem, bounded, key_of, nearest
 from hil.lab.models import Capture, ImageEntry, Inventory, Lab, LabKind
 from hil.pci.address import Address
 
@@ -32,40 +26,6 @@ _SIMULATED = Path(__file__).with_name("simulated.toml")
 _HOST_IMAGE = "emulated:"
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One mistake in an inventory."""
-
-    key: str
-    """Path of the key, for example ``devices.nic0.kind``."""
-    text: str
-    """What is wrong, and what is allowed."""
-    seen: str = ""
-    """The value found, as written; bounded."""
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.text}" + (f" (seen: {self.seen})" if self.seen else "")
-
-
-class InvalidInventoryError(InventoryError):
-    """All that is wrong with an inventory; ``problems`` has them one by one."""
-
-    #: Most problems that are shown; the rest are counted.
-    SHOWN = 20
-
-    def __init__(self, source: Path, problems: Sequence[Problem], hint: str = "") -> None:
-        self.problems = tuple(problems)
-        if len(self.problems) == 1:
-            super().__init__(f"{source}: {self.problems[0]}", hint=hint)
-            return
-        lines = [str(problem) for problem in self.problems[: self.SHOWN]]
-        if len(self.problems) > self.SHOWN:
-            lines.append(f"… and {len(self.problems) - self.SHOWN} more")
-        super().__init__(
-            f"{source}: {len(self.problems)} mistakes", seen="\n".join(lines), hint=hint
-        )
-
-
 def load(lab: str) -> Lab:
     """The lab with the name or inventory file ``lab``.
 
@@ -77,7 +37,7 @@ def load(lab: str) -> Lab:
 
     Raises:
         InventoryError: the file is missing, unreadable or not TOML.
-        InvalidInventoryError: it is TOML, but not a right inventory.
+        InvalidFileError: it is TOML, but not a right inventory.
     """
     if lab.startswith(_HOST_IMAGE):
         return _with_host_image(*lab.removeprefix(_HOST_IMAGE).split(",", 1))
@@ -112,21 +72,9 @@ def _with_host_image(host: str, guest: str = "") -> Lab:
 
 def parse(text: str, source: Path) -> Lab:
     """The lab that the TOML ``text`` describes; ``source`` is its file, for messages."""
-    try:
-        data = tomllib.loads(text)
-        document = json.dumps(data, default=str)
-    except tomllib.TOMLDecodeError as error:
-        raise _syntax_error(source, text, error) from None
-    except (RecursionError, ValueError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InventoryError(f"{source} cannot be read as TOML: {reason}") from None
-    try:
-        # Through JSON: its strict mode takes lists for tuples but no "22" for 22.
-        inventory = Inventory.model_validate_json(document, strict=True)
-    except ValidationError as error:
-        raise InvalidInventoryError(source, _problems(error)) from None
+    inventory = document.parse(Inventory, text, source)
     if problems := _contradictions(inventory):
-        raise InvalidInventoryError(source, problems)
+        raise InvalidFileError(source, problems, text=text)
     return Lab(
         name=inventory.lab.name,
         kind=inventory.lab.kind,
@@ -136,19 +84,6 @@ def parse(text: str, source: Path) -> Lab:
         source=source,
         clusters=inventory.clusters,
     )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def bounded(value: object, limit: int = 80) -> str:
-    """``value`` quoted, on one line, without control characters, and not too long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def _folders() -> list[Path]:
@@ -179,110 +114,8 @@ def _find(lab: str) -> Path:
 
 
 def _read(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise InventoryError(
-            f"the inventory {path} does not exist",
-            hint=f"name an existing file, or one of: {', '.join(known_labs())}",
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InventoryError(f"the inventory {path} cannot be read: {reason}") from None
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        column = error.start - raw.rfind(b"\n", 0, error.start)
-        raise InventoryError(
-            f"{path}:{line}:{column}: byte {raw[error.start]:#04x} is not UTF-8, as TOML must be",
-            hint="save the file as UTF-8",
-        ) from None
-
-
-def _syntax_error(source: Path, text: str, error: tomllib.TOMLDecodeError) -> InventoryError:
-    words = str(error)
-    lines = text.splitlines() or [""]
-    place = re.search(r" \(at line (\d+), column (\d+)\)$", words)
-    if place:
-        line, column = int(place[1]), int(place[2])
-        words = words[: place.start()]
-    else:
-        line, column = len(lines), len(lines[-1]) + 1
-        words = words.removesuffix(" (at end of document)") + " at the end of the file"
-    shown = lines[line - 1] if line <= len(lines) else ""
-    start = max(0, column - 60)
-    shown = "".join(c if c.isprintable() else " " for c in shown[start : start + 100])
-    return InventoryError(
-        f"{source}:{line}:{column}: not TOML: {words}",
-        seen=f"{line} | {shown}\n{' ' * len(str(line))} | {' ' * (column - 1 - start)}^",
-    )
-
-
-def _problems(error: ValidationError) -> list[Problem]:
-    problems = []
-    for detail in error.errors(include_url=False):
-        where = tuple(part for part in detail["loc"] if part != "[key]")
-        key = _key(where)
-        if detail["type"] == "extra_forbidden":
-            known = _fields(where[:-1])
-            text = f"unknown key{nearest(str(where[-1]), known)}"
-            text += f" (known: {', '.join(known)})"
-            problems.append(Problem(key, text))
-        elif detail["type"] == "missing":
-            problems.append(Problem(key, "missing; it must be given"))
-        else:
-            text = _plain(detail["msg"])
-            if detail["type"] in ("literal_error", "enum"):
-                text += nearest(str(detail["input"]), re.findall(r"'([^']*)'", text))
-            problems.append(Problem(key, text, bounded(detail["input"])))
-    return problems
-
-
-def _plain(message: str) -> str:
-    """A message of pydantic's in TOML's words."""
-    text = message.removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
-    for theirs, ours in (
-        ("an object", "a table"),
-        ("a valid array", "a list"),
-        ("a valid tuple", "a list"),
-        ("a valid dictionary", "a table"),
-        ("a valid mapping", "a table"),
-    ):
-        text = text.replace(theirs, ours)
-    return text
-
-
-def _key(where: Sequence[object]) -> str:
-    """The path as TOML would write it: ``devices.nic0.functions[1]``."""
-    key = ""
-    for part in where:
-        if isinstance(part, int):
-            key += f"[{part}]"
-        else:
-            word = str(part)
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", word):
-                word = bounded(word)
-            key += f".{word}" if key else word
-    return key
-
-
-def _choices(text: str) -> list[str]:
-    return re.findall(r"'([^']*)'", text)
-
-
-def _fields(where: Sequence[object]) -> list[str]:
-    """Names of the keys that the table at ``where`` may have."""
-    kind: Any = Inventory
-    for part in where:
-        kind = kind.model_fields[part].annotation if _is_model(kind) else get_args(kind)[1]
-        if type(None) in get_args(kind):  # Model | None
-            kind = get_args(kind)[0]
-    return list(kind.model_fields)
-
-
-def _is_model(thing: object) -> bool:
-    return isinstance(thing, type) and issubclass(thing, BaseModel)
+    hint = f"name an existing file, or one of: {', '.join(known_labs())}"
+    return document.read(path, "the inventory", hint=hint)
 
 
 #: Keys that a power driver cannot do without.
@@ -300,7 +133,7 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
     problems = []
     kind = inventory.lab.kind
     for name, host in inventory.hosts.items():
-        key = _key(("hosts", name))
+        key = key_of(("hosts", name))
         if kind is LabKind.PHYSICAL and host.transport == "ssh" and not host.address:
             text = (
                 "missing; a host of a physical lab is reached at an address, or transport 'local'"
@@ -317,7 +150,7 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
         if host.host_key and host.known_hosts:
             problems.append(Problem(f"{key}.host_key", "give this or known_hosts, not both"))
     for name, image in inventory.images.items():
-        key = _key(("images", name))
+        key = key_of(("images", name))
         if (image.root is None) == (image.snapshot is None):
             problems.append(Problem(f"{key}.root", "give either root or snapshot"))
         if image.loader == "uefi" and image.bootrom is None:
@@ -326,7 +159,7 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
             problems.append(Problem(f"{key}.grub_root", "missing; GRUB needs this or kernel"))
     owners: dict[tuple[str, Address], str] = {}
     for name, device in inventory.devices.items():
-        key = _key(("devices", name))
+        key = key_of(("devices", name))
         problems += _unknown_host(f"{key}.host", device.host, inventory.hosts)
         if not device.functions and device.match is None:
             text = "missing; name the device's functions here, or its identity in match"
@@ -340,10 +173,10 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
             elif address in device.functions[:index]:
                 problems.append(Problem(where, "listed twice", bounded(address.bdf)))
     for name, device in inventory.devices.items():
-        problems += _capture(f"{_key(('devices', name))}.capture", device.capture, kind)
+        problems += _capture(f"{key_of(('devices', name))}.capture", device.capture, kind)
         if device.peer is None:
             continue
-        key = f"{_key(('devices', name))}.peer"
+        key = f"{key_of(('devices', name))}.peer"
         peer_host = device.peer.host or device.host
         problems += _unknown_host(f"{key}.host", peer_host, inventory.hosts, device.peer.host)
         if (device.peer.interface is None) == (device.peer.function is None):
@@ -354,7 +187,7 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
             problems.append(Problem(f"{key}.function", text, bounded(device.peer.function.bdf)))
     for name, cluster in inventory.clusters.items():
         for index, member in enumerate(cluster.devices):
-            where = f"{_key(('clusters', name))}.devices[{index}]"
+            where = f"{key_of(('clusters', name))}.devices[{index}]"
             if member not in inventory.devices:
                 text = f"no such device{nearest(member, inventory.devices)}"
                 problems.append(Problem(where, text, bounded(member)))

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hil.lab.check import capabilities, check_against, identity
-from hil.lab.load import InvalidInventoryError, parse
+from hil.lab.document import InvalidFileError
+from hil.lab.load import parse
 from hil.lab.models import Lab
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
@@ -79,7 +80,7 @@ def lab(device: str) -> Lab:
 
 
 def complaint(inventory: Lab, *functions: Function) -> str:
-    with pytest.raises(InvalidInventoryError) as caught:
+    with pytest.raises(InvalidFileError) as caught:
         check_against(inventory, "alpha", functions)
     return caught.value.explain()
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hil.errors import InventoryError
-from hil.lab.load import SIMULATED, InvalidInventoryError, known_labs, load, parse
+from hil.lab.document import InvalidFileError
+from hil.lab.load import SIMULATED, known_labs, load, parse
 from hil.lab.models import LabKind
 from hil.pci.address import Address
 
@@ -178,7 +179,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_with_its_key_and_what_is_allowed(mistake: str) -> None:
     text, expected = MISTAKES[mistake]
-    with pytest.raises(InvalidInventoryError) as caught:
+    with pytest.raises(InvalidFileError) as caught:
         parse(text, FILE)
     explained = caught.value.explain()
     for part in ["bench.toml", *expected]:
@@ -193,7 +194,7 @@ def test_the_same_function_on_two_hosts_is_two_functions() -> None:
 
 def test_all_mistakes_are_told_at_once() -> None:
     text = RIGHT.replace("physical", "real").replace("linux-vfio", "linux").replace("nic", "nick")
-    with pytest.raises(InvalidInventoryError) as caught:
+    with pytest.raises(InvalidFileError) as caught:
         parse(text, FILE)
     keys = [problem.key for problem in caught.value.problems]
     assert keys == ["lab.kind", "hosts.alpha.platform", "devices.nick0.kind"]
@@ -202,7 +203,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 def test_very_many_mistakes_are_counted() -> None:
     text = RIGHT + "".join(f"[devices.x{n}]\n" for n in range(100))
-    with pytest.raises(InvalidInventoryError, match="200 mistakes") as caught:
+    with pytest.raises(InvalidFileError, match="200 mistakes") as caught:
         parse(text, FILE)
     assert "… and 180 more" in caught.value.seen
 

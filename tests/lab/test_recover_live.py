@@ -14,8 +14,9 @@ from hil.deadline import poll
 from hil.errors import LabError
 from hil.journal import RUN, Dialect, Journal
 from hil.lab import live
+from hil.lab.document import InvalidFileError
 from hil.lab.lease import Holder, look
-from hil.lab.load import InvalidInventoryError, parse
+from hil.lab.load import parse
 from hil.lab.models import Lab
 from hil.platforms.contract import Platform
 from hil.transport.base import Transport
@@ -107,7 +108,7 @@ def test_on_a_shared_host_runs_with_different_devices_go_side_by_side(dialect: D
 
 def test_a_shared_host_may_run_nothing_that_takes_it_from_others() -> None:
     text = LAB + "shared = true\ndanger = 2\n"
-    with pytest.raises(InvalidInventoryError, match="a shared host"):
+    with pytest.raises(InvalidFileError, match="a shared host"):
         parse(text, Path("rack.toml"))
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from hil.deadline import Deadline
 from hil.errors import DeadlineExceeded, HilError, InventoryError, LabError
-from hil.lab.load import InvalidInventoryError, parse
+from hil.lab.document import InvalidFileError
+from hil.lab.load import parse
 from hil.lab.power import power_of
 from hil.power import base
 from hil.power.base import Power, PowerState, within
@@ -367,7 +368,7 @@ def test_the_inventory_names_the_driver(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_driver_needs_and_lacks_is_said(tmp_path: Path, power: str, wrong: str) -> None:
-    with pytest.raises(InvalidInventoryError) as caught:
+    with pytest.raises(InvalidFileError) as caught:
         driver(tmp_path, f"power = {{ {power} }}")
     assert wrong in str(caught.value)
 
