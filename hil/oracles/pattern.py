@@ -64,7 +64,7 @@ def compare(expected: bytes, got: bytes, address: int, tag: int = -1) -> tuple[M
                 end - start,
                 expected[start : start + 16],
                 got[start : start + 16],
-                _origin(word, tag, address + first),
+                origin(word, tag, address + first),
             )
         )
         if len(mismatches) == 64:
@@ -99,7 +99,8 @@ def _runs(expected: bytes, got: bytes) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _origin(word: bytes, tag: int, address: int) -> str:
+def origin(word: bytes, tag: int, address: int) -> str:
+    """What the 8 bytes at ``address`` are, where the pattern of ``tag`` should be; in words."""
     if len(word) < WORD:
         return "too short to tell"
     if word == bytes(WORD):
