@@ -125,6 +125,28 @@ class Peer:
         return f"{self.address.rpartition('.')[0]}.{10 + index}/24"
 
 
+class Screen(Protocol):
+    """What shows a device's display from outside of its guest."""
+
+    @property
+    def tolerance(self) -> int:
+        """How far a channel of a pixel, 0 to 255, may be from what was drawn."""
+        ...
+
+    def capture(self, width: int, height: int, deadline: Deadline) -> bytes:
+        """What it shows now, as an image file.
+
+        Args:
+            width: of the mode that was set, in pixels; a capture device is asked for it.
+            height: likewise.
+            deadline: for the capture.
+
+        Raises:
+            LabError: it cannot be seen.
+        """
+        ...
+
+
 @dataclass(eq=False)
 class BenchDevice:
     """An inventory's device, or a virtual function of one, as it is now.
@@ -140,6 +162,8 @@ class BenchDevice:
     peer: Peer | None = None
     vfs: int = 0
     parent: BenchDevice | None = None
+    screen: Screen | None = None
+    """How its display is seen, if it is."""
     reservation: Reservation | None = field(default=None, init=False)
     used: bool = field(default=False, init=False)
     """Whether the last thing that happened to it was the end of a guest that had it."""
@@ -265,6 +289,10 @@ class GuestPool:
     def fresh_each(self, *devices: BenchDevice) -> dict[Guest, BenchDevice]:
         """A ready guest for each device, all of them alive together."""
         return {self.fresh(device): device for device in devices}
+
+    def form(self, *groups: Sequence[BenchDevice]) -> dict[Guest, tuple[BenchDevice, ...]]:
+        """A ready guest for each group of devices, all of them alive together."""
+        return {self.fresh(*group): tuple(group) for group in groups}
 
     def prepare(
         self,

@@ -25,7 +25,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,11 @@ class Plan:
     guest: Disk
     iommu: bool
 
+    @property
+    def images(self) -> Sequence[Path]:
+        """The files of its disks."""
+        return self.host.path, self.guest.path
+
     def key(self) -> str:
         """Names all of it; the same for machines that are the same."""
         stamps = [
@@ -190,7 +195,7 @@ class Plan:
         """What is behind the root ports, as ``-device`` takes it."""
         first = [d for d in devices(self.qemu) if not (self.plugs_late and d.startswith(_GPU))]
         nvme = "nvme,id=nvme0,bus=port-nvme0,drive=nvme,serial=hil-nvme0"
-        return (*first, nvme, "edu,id=edu0,bus=port-edu0")
+        return (*first, nvme, *(f"edu,id={name},bus=port-{name}" for name in ("edu0", "edu1")))
 
     @property
     def plugs_late(self) -> bool:
@@ -329,11 +334,13 @@ class FreebsdLab(EmulatedLab):
         require_memory(MEMORY)
         folder = run_folder(cache.directory() / "run")
         lab = cls(plan, folder, new_keys(folder))
+        lab.missing["vram0"] = "bhyve passes no function that has neither MSI nor MSI-X"
         if plan.plugs_late:
-            lab.missing["gpu0"] = (
-                f"behind a root port {qemu.words} gives it the wrong requester id for AMD-Vi: "
-                "it takes 10.2 or newer"
-            )
+            for gpu in ("gpu0", "gpu1"):
+                lab.missing[gpu] = (
+                    f"behind a root port {qemu.words} gives it the wrong requester id for AMD-Vi: "
+                    "it takes 10.2 or newer"
+                )
         progress(f"booting {host.path.name} ({accelerator.name}: {accelerator.reason})")
         with lab._coming_up("boot"):
             lab._make_disks(tool)

@@ -1,8 +1,8 @@
 """The emulated lab: one QEMU process that is a host with VT-d and devices to pass.
 
 A q35 machine with Intel's IOMMU and interrupt remapping, two processors with nested
-virtualization, and behind PCIe root ports two ``igb`` cabled together, ``nvme``, ``edu``,
-``e1000e`` and ``virtio-gpu``.  Its system is the image :data:`hil.emulated.images.HOST`;
+virtualization, and behind PCIe root ports two ``igb`` cabled together, ``nvme``, two ``edu``,
+``e1000e``, two ``virtio-gpu`` and a ``bochs-display``.  Its system is the image :data:`hil.emulated.images.HOST`;
 the images for its guests are on a second disk, mounted at /images.
 
 The first boot's state is saved in the cache, and later labs start from it; ``nvme`` and
@@ -55,11 +55,18 @@ _STATE_FORMAT = 2
 _LAST_WORDS = 1.0
 
 #: Root ports in the order of their bus numbers, from bus 1; what is behind each.
-PORTS = ("nic0", "peer0", "nvme0", "edu0", "nic1", "gpu0")
-_PLUGGED_LATER = ("nvme0", "edu0")
+PORTS = ("nic0", "peer0", "nvme0", "edu0", "nic1", "gpu0", "gpu1", "edu1", "vram0")
+_PLUGGED_LATER = ("nvme0", "edu0", "edu1")
 #: One more root port, for a disk that only some runs need.
 _SPARE = "spare"
+#: Root ports are functions of the slots from here on, eight of each.
 _ROOT_PORT_SLOT = 0x10
+#: What has a display, with its model.  A small screen: the state that is saved holds it.
+_DISPLAYS = {
+    "gpu0": "virtio-gpu-pci,iommu_platform=on,disable-legacy=on,xres=640,yres=480",
+    "gpu1": "virtio-gpu-pci,iommu_platform=on,disable-legacy=on,xres=640,yres=480",
+    "vram0": "bochs-display,vgamem=4194304",
+}
 _FIRST_IGB, _FIRST_SAVED_STATE = (8, 0), (8, 2)
 
 
@@ -137,6 +144,11 @@ class Plan(Protocol):
     def accelerator(self) -> Accelerator: ...
     @property
     def iommu(self) -> bool: ...
+    @property
+    def images(self) -> Sequence[Path]:
+        """What its disks are made of: folders of the cache, or the user's files."""
+        ...
+
     def key(self) -> str:
         """Names all of it; the same for machines that are the same."""
         ...
@@ -155,6 +167,10 @@ class _Plan:
     host: images.Image
     guests: Path
     iommu: bool
+
+    @property
+    def images(self) -> Sequence[Path]:
+        return self.host.root.parent, self.guests.parent
 
     def key(self) -> str:
         words = [
@@ -221,7 +237,7 @@ def port_arguments(console: str, monitor: str) -> list[str]:
     command += ["-chardev", monitor, "-mon", "chardev=monitor,mode=control"]
     for index, name in enumerate((*PORTS, _SPARE)):
         port = f"pcie-root-port,id=port-{name},chassis={index + 1}"
-        port += f",addr={_ROOT_PORT_SLOT:#x}.{index},multifunction=on"
+        port += f",addr={_ROOT_PORT_SLOT + index // 8:#x}.{index % 8},multifunction=on"
         command += ["-device", port]
     # By default edu's DMA reaches 28 bits only.
     command += ["-global", f"edu.dma_mask={(1 << 64) - 1:#x}"]
@@ -239,8 +255,9 @@ def devices(qemu: Qemu) -> list[str]:
         if model == "e1000e" or qemu.has_igb:
             device = f"{model},id={name},bus=port-{name},netdev=cable-{name},romfile="
             found.append(f"{device},mac=52:54:00:68:69:{index:02x}")
-    gpu = "virtio-gpu-pci,id=gpu0,bus=port-gpu0,romfile=,iommu_platform=on,disable-legacy=on"
-    return [*found, gpu]
+    for name, model in _DISPLAYS.items():
+        found.append(f"{model},id={name},bus=port-{name},romfile=")
+    return found
 
 
 def block(name: str, path: Path, *, read_only: bool) -> str:
@@ -451,12 +468,14 @@ class EmulatedLab:
         script = """
             date -s "@$1" >/dev/null || exit; shift
             tries=500
-            until [ -e "$1" ] && [ -e "$2" ]; do
+            until [ -e "$1" ] && [ -e "$2" ] && [ -e "$3" ]; do
                 [ $((tries -= 1)) -gt 0 ] || { ls /sys/bus/pci/devices /sys/block; exit 1; }
                 usleep 20000
             done
         """
-        awaited = [f"/sys/bus/pci/devices/{self.address('edu0')}", "/sys/block/nvme0n1"]
+        engines = [name for name in _PLUGGED_LATER if name != "nvme0"]
+        awaited = [f"/sys/bus/pci/devices/{self.address(name)}" for name in engines]
+        awaited.append("/sys/block/nvme0n1")
         host = self.ssh(deadline)
         now = f"{time.time():.0f}"  # busybox takes no fractions
         host.run(["busybox", "sh", "-c", script, "hil", now, *awaited], deadline=deadline).check()
@@ -520,6 +539,21 @@ class EmulatedLab:
     def key(self) -> str:
         """Names all that the host is made of; the same for labs that are the same."""
         return self._plan.key()
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """What decides how it behaves, for a report; images of the cache by their place in it."""
+        place = cache.directory()
+        images = [
+            str(image.relative_to(place)) if image.is_relative_to(place) else str(image)
+            for image in self._plan.images
+        ]
+        accelerator = f"{self.accelerator.name}: {self.accelerator.reason}"
+        return {
+            "QEMU": self._plan.qemu.words,
+            "accelerator": accelerator,
+            "images": ", ".join(images),
+        }
 
     def plug_disk(self, path: Path, deadline: Deadline, *, read_only: bool) -> str:
         """Plug a raw disk image into the host; its path there.  There is room for one."""
@@ -636,16 +670,20 @@ class EmulatedLab:
             raise LabError(f"QEMU gave {len(data)} of {length} bytes at {address:#x}")
         return data
 
-    def screenshot(self) -> bytes:
-        """What the virtio-gpu's display shows, as PNG.
+    def screenshot(self, display: str = "gpu0", deadline: Deadline | None = None) -> bytes:
+        """What the display of a device (a name of :data:`PORTS`) shows, as PNG.
+
+        Where nobody has drawn yet, QEMU says so in the picture.
 
         Raises:
-            LabError: nothing has been drawn yet.
+            LabError: the device has no display.
         """
+        if display not in _DISPLAYS:
+            raise LabError(f"{display} of the emulated lab has no display")
         with self._scratch() as path:
             self._monitor(
-                "screendump", Deadline(30, "a screenshot"), filename=str(path), device="gpu0",
-                format="png",
+                "screendump", deadline or Deadline(30, "a screenshot"), filename=str(path),
+                device=display, format="png",
             )  # fmt: skip
             return path.read_bytes()
 

@@ -208,9 +208,11 @@ class LinuxGuest(GuestOS):
         return "grep ' / ' /proc/mounts | tail -n 1 | grep -qv '^rootfs '"
 
     def before_saving(self) -> str:
-        # All drivers of PCI functions, since which will be passed is not known.
+        # All drivers of PCI functions, since which will be passed is not known, and of what is
+        # on top of virtio's.
         return (
-            "sed -n 's/^alias pci:[^ ]* //p' /lib/modules/$(uname -r)/modules.alias | sort -u |"
+            "sed -n 's/^alias \\(pci\\|virtio\\):[^ ]* //p' /lib/modules/$(uname -r)/modules.alias |"
+            " sort -u |"
             " xargs modprobe -abq; python3 -c 'import base64, ctypes, json, mmap, subprocess'; true"
         )
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hil.bench import GUEST_MEMORY, Bench, BenchDevice, BenchHost, Peer, Shelf
+from hil.bench import GUEST_MEMORY, Bench, BenchDevice, BenchHost, Peer, Screen, Shelf
 from hil.deadline import Deadline
 from hil.errors import LabError
 from hil.lab.live import LiveLab
 from hil.lab.models import Device, LabKind
+
+if TYPE_CHECKING:
+    from hil.emulated.machine import EmulatedLab
 
 #: How much slower than hardware an emulated host is, by what runs its instructions.
 EMULATED_PACE = {"kvm": 2.0, "tcg": 4.0}
@@ -45,6 +50,7 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
             tuple(function.address for function in functions),
             peer=_peer(device, index, hosts, deadline),
             vfs=device.vfs,
+            screen=_screen(name, device, live),
         )
     image, entry = next(iter(lab.images.items()), ("linux", None))
     return Bench(
@@ -64,6 +70,31 @@ def _shelf_of(live: LiveLab) -> Shelf | None:
     from hil.emulated.templates import Shelf as CacheShelf
 
     return CacheShelf(live.emulated, f"{GUEST_MEMORY} {sorted(live.lab.images.items())}")
+
+
+def _screen(name: str, device: Device, live: LiveLab) -> Screen | None:
+    """How the display of a device is seen, if it is."""
+    capture = device.capture
+    if capture is None:
+        return None
+    if capture.by == "v4l2":
+        from hil.probes.capture import V4l2Screen
+
+        return V4l2Screen(str(capture.device), capture.tolerance)
+    return _Screenshots(name, live.emulated) if live.emulated is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Screenshots:
+    """What an emulated display shows."""
+
+    device: str
+    machine: EmulatedLab
+    tolerance: int = 0
+
+    def capture(self, width: int, height: int, deadline: Deadline) -> bytes:  # noqa: ARG002
+        """A picture in PNG, in the size that the display has now."""
+        return self.machine.screenshot(self.device, deadline)
 
 
 def _panic_of(live: LiveLab) -> Callable[[], str]:

@@ -59,6 +59,9 @@ def test_the_devices_are_where_the_lab_says(lab: EmulatedLab, host: Transport) -
         "edu0": "1234:11e8",
         "nic1": "8086:10d3",
         "gpu0": "1af4:1050",
+        "gpu1": "1af4:1050",
+        "edu1": "1234:11e8",
+        "vram0": "1234:1111",
     }
     assert lab.missing == {}
 
