@@ -45,4 +45,7 @@ class Plan:
 def _planned(rows: object) -> tuple[Planned, ...]:
     if not isinstance(rows, list):
         raise TypeError("not a list")
-    return tuple(Planned(r["test"], r["area"], tuple(r.get("devices", ()))) for r in rows)
+    planned = tuple(Planned(r["test"], r["area"], tuple(r.get("devices", ()))) for r in rows)
+    if not all(isinstance(word, str) for p in planned for word in (p.test, p.area, *p.devices)):
+        raise TypeError("not text")
+    return planned
