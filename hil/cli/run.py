@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @app.command()
 @command
 def run(
+    context: typer.Context,
     suites: Annotated[
         list[str] | None,
         typer.Argument(
@@ -55,10 +56,15 @@ def run(
         ),
     ] = None,
     wait: WaitOption = 600,
+    like: Annotated[
+        str, typer.Option(metavar="RUN", help="Do a run again; other options change that.")
+    ] = "",
 ) -> int:
     """Run suites on a lab and write a report."""
     from hil.lab.load import load
 
+    if like:
+        return _again(context, like, suites or [])
     inventory = load(lab)
     count = _labs_at_once(labs, inventory.kind)
     options = [f"--hil-lab={lab}", f"--hil-report={report_dir}", f"--hil-danger={danger}"]
@@ -73,6 +79,39 @@ def run(
     if count > 1:
         options += ["-n", str(count), "--dist", "loadgroup"]
     return _pytest([*options, *invocation.after_dashes, *paths])
+
+
+def _again(context: typer.Context, name: str, suites: Sequence[str]) -> int:
+    """``hil run --like``: the run's own arguments, then those that were given now."""
+    from hil import repeat
+    from hil.lab.load import load
+    from hil.reporting.run import Run
+
+    given = {
+        option: value
+        for option, value in context.params.items()
+        if (source := context.get_parameter_source(option)) is not None
+        and source.name == "COMMANDLINE"
+    }
+    if suites:
+        raise InventoryError(
+            "--like runs what the run ran: it takes no suites",
+            hint="leave them out, or choose among its tests: -- -k WORDS",
+        )
+    reports = Path(context.params["report_dir"])
+    here = Path(name)
+    run = Run.open(here if "/" in name or (here / "run.json").is_file() else reports / name)
+    again = repeat.like(run, given.get("lab"))
+    options = [f"--hil-report={reports}", f"--hil-wait={context.params['wait']}"]
+    options += [f"--hil-{o}={given[o]}" for o in ("danger", "cycles", "watch") if o in given]
+    if "labs" in given:
+        lab = next(w for w in reversed(again.arguments) if w.startswith("--hil-lab="))
+        count = _labs_at_once(given["labs"], load(lab.partition("=")[2]).kind)
+        options += ["-n", str(count), "--dist", "loadgroup"] if count > 1 else ["-n0"]
+    say(f"running again what {run.name} ran")
+    for note in again.notes:
+        say(f"not as then: {note}")
+    return _pytest([*again.arguments, *options, *invocation.after_dashes])
 
 
 def _labs_at_once(wanted: int | None, kind: str) -> int:
