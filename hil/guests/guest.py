@@ -49,6 +49,8 @@ _NEXT: dict[GuestState, frozenset[GuestState]] = {
 
 #: Seconds that ordinary operations may take, times the lab's pace.
 BOOT, COMMAND, CONTROL = 60.0, 30.0, 20.0
+#: To take a guest back: whatever makes it slow, nothing may be left.
+END = 120.0
 
 
 class Guest:
@@ -224,7 +226,7 @@ class Guest:
         with events.step(f"destroy guest {self.name}"):
             self._close_ssh()
             try:
-                self.machine.destroy(self.limit(CONTROL, "the end"))
+                self.machine.destroy(self.limit(END, "the end"))
             finally:
                 if self._console is not None:
                     self._console.close()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hil.simulated import guest_text as text
 from hil.simulated.console import Tty
+from hil.simulated.files import Device
 from hil.simulated.guest_commands import guest_commands
 from hil.simulated.guest_image import GuestImage
 from hil.simulated.guest_kernel import GuestKernel
@@ -81,6 +82,8 @@ class Guest:
         )
         self.tty = Tty(transmit=self._transmit)
         self.system = GuestSystem(image, self.kernel)
+        for path in ("/dev/console", "/dev/ttyu0"):
+            self.system.files.add(path, Device(lambda _process, _mode: self.tty))
         self.system.commands |= guest_commands(self)
 
     # ---- bhyve's side ---------------------------------------------------------------

@@ -7,6 +7,7 @@ and usr.sbin/bhyvectl/bhyvectl.c: it decides which of several mistakes is told.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from hil.simulated.console import Modes, OpenTty, Tty, terminal
 from hil.simulated.errno import Errno, SimError
 from hil.simulated.guest_image import GuestImage
 from hil.simulated.host_system import HostSystem
-from hil.simulated.process import SIGTERM, Command, Exit, OpenFile, Process, Stream
+from hil.simulated.process import SIGKILL, SIGTERM, Command, Exit, OpenFile, Process, Stream
 
 if TYPE_CHECKING:
     from hil.simulated import net
@@ -260,6 +261,7 @@ class _Machine:
                 self._vm.on_destroy.append(lambda: _notify(idle))
                 process.wait_on(idle, self._destroyed.is_set)
             return self._gone()
+        sender = self._thread({})
         guest = Guest(
             config.name,
             self._vm,
@@ -272,7 +274,7 @@ class _Machine:
                 if device["device"] != "passthru"
             },
             taps=self._taps,
-            send=self._send,
+            send=functools.partial(self._send, sender),
             networks=host.networks,
         )
         process.handlers[SIGTERM] = lambda _: guest.power_button()
@@ -286,6 +288,7 @@ class _Machine:
         finally:
             host.guests.pop(config.name, None)
             reader()
+            sender.signal(SIGKILL)
         if self._destroyed.is_set():
             return self._gone()
         return int(ending)
@@ -303,11 +306,11 @@ class _Machine:
                 return image
         return None
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, sender: Process, data: bytes) -> None:
         stream = self._output
         if stream is not None:
             with contextlib.suppress(SimError):
-                stream.write(self._process, data)
+                stream.write(sender, data)
 
     @property
     def _output(self) -> Stream | None:
@@ -321,11 +324,7 @@ class _Machine:
         if console is None and self._config.console != "stdio":
             return lambda: None
         source = console or self._process.file(0)
-        helper = self._host.process(
-            ["bhyve"], parent=self._process, environment={}, files={0: source}
-        )
-        # A thread of this process, not a process of its own.
-        self._host.processes.pop(helper.pid, None)
+        helper = self._thread({0: source})
 
         def carry(process: Process) -> int:
             while data := process.read(256):
@@ -333,7 +332,15 @@ class _Machine:
             return 0
 
         self._process.run_beside(helper, carry)
-        return lambda: helper.signal(9)
+        return lambda: helper.signal(SIGKILL)
+
+    def _thread(self, files: Mapping[int, OpenFile]) -> Process:
+        """One more thread of this process: what is sent to the process is not for it to take."""
+        thread = self._host.process(
+            ["bhyve"], parent=self._process, environment={}, files=dict(files)
+        )
+        self._host.processes.pop(thread.pid, None)
+        return thread
 
     def close(self) -> None:
         """The process's end: devices stay assigned, and memory stays, until the VM is destroyed."""
