@@ -20,7 +20,7 @@ LAYERS = (
     ("guests", "platforms", "emulated", "simulated"),
     ("bench", "lab.models"),
     ("probes", "oracles"),
-    ("lab", "reporting", "doctor", "prove", "cli"),
+    ("lab", "reporting", "compare", "repeat", "bisect", "doctor", "prove", "cli"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 #: What reporting hears, it hears from events: it knows no driver.

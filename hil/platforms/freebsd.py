@@ -272,6 +272,8 @@ class FreebsdBhyve(Platform):
         tunables = ("pptdevs", "hw.vmm.", "hw.dmar.", "hw.amdiommu.", "hw.iommu.")
         extra = {name: value for name, value in sysctl.items() if name.startswith(settings)}
         extra |= {f"kenv {n}": v for n, v in kenv.items() if n.startswith(tunables)}
+        firmware = [kenv.get(f"smbios.bios.{n}", "") for n in ("vendor", "version", "reldate")]
+        extra["firmware"] = " ".join(filter(None, firmware))
         return HostFacts(
             os=f"FreeBSD {self.release}",
             kernel=self._run("uname", "-v", deadline=deadline).stdout.strip(),

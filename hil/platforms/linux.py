@@ -234,6 +234,8 @@ class LinuxVfio(Platform):
             [ -e /sys/firmware/acpi/tables/IVRS ] && echo iommu=amd-vi
             [ -n "$(ls -A /sys/class/iommu 2>/dev/null)" ] && echo enabled=yes
             echo "cmdline=$(cat /proc/cmdline)"
+            cd /sys/class/dmi/id 2>/dev/null &&
+                echo "firmware=$(cat bios_vendor bios_version bios_date | tr '\n' ' ')"
             true
             """,
             deadline=deadline,
@@ -250,7 +252,10 @@ class LinuxVfio(Platform):
             memory=int(found.get("memory", "0")) * 1024,
             iommu=found.get("iommu", "none"),
             iommu_enabled="enabled" in found,
-            extra={"cmdline": found.get("cmdline", "")},
+            extra={
+                "cmdline": found.get("cmdline", ""),
+                "firmware": found.get("firmware", "").strip(),
+            },
         )
 
     def functions(self, deadline: Deadline) -> tuple[Function, ...]:
