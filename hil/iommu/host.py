@@ -95,6 +95,22 @@ def host_faults(
     return tuple(found)
 
 
+def fault_clearing(
+    *, dmar: bytes | None, registers: PhysicalMemory
+) -> tuple[tuple[int, bytes], ...]:
+    """What to write so that Intel's units record faults anew: physical address and bytes of each.
+
+    Without it a unit loses all faults but the first few since its records were last cleared;
+    the host's own driver clears them, bhyve's reads none.  AMD's log wraps by itself.
+    Arguments and errors are those of :func:`host_faults`.
+    """
+    return tuple(
+        (drhd.base + offset, data)
+        for drhd in _drhds(dmar)[0]
+        for offset, data in DrhdRegisters(registers.read(drhd.base, PAGE_SIZE)).clearing_writes()
+    )
+
+
 def _drhds(dmar: bytes | None) -> tuple[tuple[Drhd, ...], int]:
     """Intel's units of segment 0, and the bits of a physical address."""
     if dmar is None:

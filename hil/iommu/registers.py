@@ -19,6 +19,8 @@ from hil.iommu.tables import Unit
 from hil.iommu.vtd import VtdTables
 
 PAGE_SIZE = 4096
+#: VT-d's fault status register (11.4.9).
+_FSTS = 0x34
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class DrhdRegisters:
     @property
     def fault_overflow(self) -> bool:
         """Whether faults were lost (FSTS.PFO, 11.4.9)."""
-        return bool(self._u32(0x34) & 1)
+        return bool(self._u32(_FSTS) & 1)
 
     @property
     def fault_record_offset(self) -> int:
@@ -103,20 +105,44 @@ class DrhdRegisters:
         Raises:
             LabError: they are outside the page that was read.
         """
+        count = self.fault_record_count
+        # the oldest is at FSTS.FRI while a fault is pending (11.4.9)
+        first = (self._u32(_FSTS) >> 8 & 0xFF) % count
+        return tuple(
+            _record(index, low, high)
+            for index in (*range(first, count), *range(first))
+            for low, high in [self._fault_record(index)]
+            if high >> 63
+        )
+
+    def clearing_writes(self) -> tuple[tuple[int, bytes], ...]:
+        """What to write to have the unit record faults anew: offset and bytes of each, in order.
+
+        A record that is taken, and an overflow, stay until software writes ones to their bits
+        (11.4.9, 11.4.14); until then further faults are lost.  Empty where nothing is to clear.
+
+        Raises:
+            LabError: the records are outside the page that was read.
+        """
+        start = self.fault_record_offset
+        writes = [
+            (start + 16 * index + 8, (1 << 63).to_bytes(8, "little"))
+            for index in range(self.fault_record_count)
+            if self._fault_record(index)[1] >> 63
+        ]
+        if self.fault_overflow:
+            writes.append((_FSTS, (1).to_bytes(4, "little")))
+        return tuple(writes)
+
+    def _fault_record(self, index: int) -> tuple[int, int]:
         start, count = self.fault_record_offset, self.fault_record_count
         if start + 16 * count > len(self.data):
             raise LabError(
                 f"the IOMMU's fault records are at {start:#x}, outside the registers read",
                 hint=f"read {start + 16 * count} bytes",
             )
-        # the oldest is at FSTS.FRI while a fault is pending (11.4.9)
-        first = (self._u32(0x34) >> 8 & 0xFF) % count
-        records = []
-        for index in (*range(first, count), *range(first)):
-            low, high = struct.unpack_from("<QQ", self.data, start + 16 * index)
-            if high >> 63:
-                records.append(_record(index, low, high))
-        return tuple(records)
+        low, high = struct.unpack_from("<QQ", self.data, start + 16 * index)
+        return int(low), int(high)
 
     def unit(
         self, memory: PhysicalMemory, base: int, segment: int = 0, *, host_address_width: int = 52

@@ -275,6 +275,13 @@ def check_distinct(devices: Iterable[BenchDevice]) -> None:
             owners[key] = device
 
 
+def watch_faults(host: BenchHost) -> tuple[FaultRecord, ...]:
+    """Be ready to see DMA faults: those there are now, for :func:`new_faults`."""
+    deadline = host.limit(30, "the fault log")
+    host.platform.clear_faults(deadline)
+    return host.platform.faults(deadline)
+
+
 def new_faults(
     before: Sequence[FaultRecord], after: Sequence[FaultRecord]
 ) -> tuple[FaultRecord, ...]:

@@ -11,7 +11,7 @@ from hil.deadline import poll
 from hil.errors import DeadlineExceeded, ProductError
 from hil.guests.guest import Guest
 from hil.iommu.faults import FaultRecord
-from hil.oracles.iommu import check_fault, new_faults
+from hil.oracles.iommu import check_fault, new_faults, watch_faults
 from hil.probes.edu import edu_engine
 
 #: A DMA address that no guest of ours has memory at: 64 GiB.
@@ -29,7 +29,7 @@ def check_blocked(device: BenchDevice, guest: Guest, *, inside: bool = False) ->
     """
     platform = device.host.platform
     deadline = device.host.limit(30, "the fault log")
-    before = platform.faults(deadline)
+    before = watch_faults(device.host)
     with edu_engine(guest, device) as (engine, memory):
         target = memory.physical(0) if inside else OUTSIDE
         engine.copy_out(target, LENGTH)
@@ -60,7 +60,7 @@ def check_told_once(device: BenchDevice, guest: Guest, *, again: bool = False) -
     """
     platform = device.host.platform
     deadline = device.host.limit(60, "the fault log")
-    before = platform.faults(deadline)
+    before = watch_faults(device.host)
     # Never the same pages: AMD-Vi tells of a page once as long as the device stays assigned.
     first = OUTSIDE + secrets.randbelow(1 << 14) * MANY * _PAGE
     with edu_engine(guest, device) as (engine, _):

@@ -15,7 +15,7 @@ from hil.errors import DeadlineExceeded, LabError
 from hil.guests.guest import Guest
 from hil.oracles.crosstalk import Pair
 from hil.oracles.dma import HostCanary
-from hil.oracles.iommu import check_no_faults, new_faults
+from hil.oracles.iommu import check_no_faults, new_faults, watch_faults
 from hil.probes import nic
 
 #: Frames that a guest must have received before it counts as being at full rate.
@@ -74,7 +74,7 @@ def check_nothing_arrives(
         ProductError: a canary changed, or the IOMMU recorded a fault.
     """
     platform = device.host.platform
-    before = platform.faults(device.host.limit(20, "the fault log"))
+    before = watch_faults(device.host)
     _let_pass(seconds, f"late DMA of {device}")
     for canary in canaries:
         canary.check_intact()

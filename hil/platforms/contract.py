@@ -478,6 +478,14 @@ class Platform(ABC):
         Hosts limit the rate of these lines: presence counts, number does not.
         """
 
+    def clear_faults(self, deadline: Deadline) -> None:
+        """Have the IOMMU record faults that are to come, where its records may be full.
+
+        Nothing is to do where the host's kernel reads and clears them, as most do.
+        :meth:`faults` may tell less from then on.
+        """
+        deadline.check()
+
     @abstractmethod
     def physical_memory(self, deadline: Deadline) -> PhysicalMemory: ...
 

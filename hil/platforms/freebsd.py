@@ -28,7 +28,7 @@ from hil.errors import (
 )
 from hil.guests.images import GuestImage
 from hil.iommu.faults import FaultRecord, parse_fault_log
-from hil.iommu.host import host_faults, host_tables
+from hil.iommu.host import fault_clearing, host_faults, host_tables
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.scope import Topology
 from hil.iommu.tables import HostTables
@@ -671,6 +671,13 @@ class FreebsdBhyve(Platform):
                 memory=ReadAhead(self.transport, deadline),
             )
         return found
+
+    def clear_faults(self, deadline: Deadline) -> None:
+        """On Intel: bhyve's driver looks at no fault record, and so clears none."""
+        dmar, _ = self._acpi(deadline)
+        registers = device_registers(self.transport, deadline)
+        for address, data in fault_clearing(dmar=dmar, registers=registers):
+            registers.write(address, data)
 
     def physical_memory(self, deadline: Deadline) -> PhysicalMemory:
         return DevMemory(self.transport, deadline)

@@ -63,6 +63,14 @@ class DevMemory:
             )
         return data
 
+    def write(self, address: int, data: bytes) -> None:
+        """``data`` to a physical ``address``, a multiple of its length, in one access."""
+        command = ["dd", "of=/dev/mem", f"bs={len(data)}", f"oseek={address // len(data)}"]
+        command += ["conv=notrunc", "status=none"]
+        self._transport.run(command, stdin=data, deadline=self._deadline).check(
+            hint="root needs /dev/mem: not in a jail, and sysctl kern.securelevel below 1"
+        )
+
 
 class ReadAhead:
     """Memory read by the 64 KiB, each block once: for a walk over tables, which stand together.

@@ -25,9 +25,10 @@ _READ, _WRITE = 1, 2
 _GCMD, _GSTS, _RTADDR, _CCMD, _FSTS, _FECTL = 0x18, 0x1C, 0x20, 0x28, 0x34, 0x38
 _TRANSLATE, _SET_ROOT = 1 << 31, 1 << 30
 _FAULT_RECORDS, _IOTLB = 0x220, 0xF8
-_RECORDS = 64
+#: As many as QEMU's unit has; software that clears none sees the first fault only.
+_RECORDS = 1
 _PENDING, _OVERFLOW = 2, 1
-#: 39- and 48-bit tables, 65,536 domains, zero-length reads, records at 0x220.
+#: 39- and 48-bit tables, 65,536 domains, zero-length reads, a fault record at 0x220.
 CAPABILITY = (_FAULT_RECORDS // 16) << 24 | (_RECORDS - 1) << 40 | 47 << 16 | 0x6 << 8 | 6
 #: Coherent, pass-through; the IOTLB registers at 0xF0.
 EXTENDED_CAPABILITY = (_IOTLB - 8) // 16 << 8 | 1 << 6 | 1

@@ -8,7 +8,7 @@ import pytest
 
 from hil.errors import LabError
 from hil.iommu.amdvi_log import Event
-from hil.iommu.host import host_faults, host_tables
+from hil.iommu.host import fault_clearing, host_faults, host_tables
 from hil.iommu.scope import Topology
 from hil.iommu.tables import HostTables, Kind, Mapping, Translation, TranslationFault
 from hil.iommu.vtd import Reason
@@ -190,11 +190,13 @@ def test_the_topology_is_asked_only_where_it_matters() -> None:
 
     image = vtd_builder.Image()
     sources = Registers({FIRST: page(root=image.root), SECOND: page(root=image.root)})
-    host_tables(
-        dmar=table(drhd(FIRST, 0, 0)), ivrs=None, registers=sources, memory=image, topology=never
+    one, two = (
+        host_tables(dmar=dmar, ivrs=None, registers=sources, memory=image, topology=never)
+        for dmar in (table(drhd(FIRST, 0, 0)), TWO_DRHDS)
     )
-    with pytest.raises(AssertionError):
-        host_tables(dmar=TWO_DRHDS, ivrs=None, registers=sources, memory=image, topology=never)
+    one.entry(NIC)
+    with pytest.raises(AssertionError, match="asked"):
+        two.entry(NIC)
 
 
 def test_faults_of_intel_s_units() -> None:
@@ -208,6 +210,18 @@ def test_faults_of_intel_s_units() -> None:
     assert [(f.requester_id, f.address, f.reason, f.write, f.source) for f in found] == [
         (NIC, 0x3000, 5, True, "drhd @ 0xfed90000")
     ]
+
+
+def test_what_clears_the_faults_of_all_units() -> None:
+    taken = (0x3000, 1 << 63 | 5 << 32 | NIC)
+    registers = Registers({FIRST: page(records=[taken], status=1), SECOND: page(records=[taken])})
+    one = (1 << 63).to_bytes(8, "little")
+    assert fault_clearing(dmar=TWO_DRHDS, registers=registers) == (
+        (SECOND + 0x228, one),
+        (FIRST + 0x228, one),
+        (FIRST + 0x34, b"\1\0\0\0"),
+    )
+    assert fault_clearing(dmar=None, registers=registers) == ()
 
 
 def test_faults_of_amd_s_units() -> None:

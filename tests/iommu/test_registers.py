@@ -63,6 +63,17 @@ def test_fault_records_come_oldest_first() -> None:
     ]
 
 
+def test_only_what_is_recorded_is_cleared() -> None:
+    assert DrhdRegisters(page(records=[(0x1000, 0)])).clearing_writes() == ()
+    three = CAPABILITY & ~(0xFF << 40) | 2 << 40
+    taken = 1 << 63 | 5 << 32 | 0x0300
+    registers = DrhdRegisters(
+        page(records=[(0x3000, taken), (0, 0), (0x2000, taken)], capability=three, status=3)
+    )
+    one = (1 << 63).to_bytes(8, "little")
+    assert registers.clearing_writes() == ((0x228, one), (0x248, one), (0x34, b"\1\0\0\0"))
+
+
 def test_a_request_that_is_neither_read_nor_write() -> None:
     page_request = (0x1000, 1 << 63 | 1 << 28 | 5 << 32 | 0x0300)
     (fault,) = DrhdRegisters(page(records=[page_request])).faults()

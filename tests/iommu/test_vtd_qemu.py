@@ -268,6 +268,27 @@ def test_an_address_width_that_the_unit_lacks_is_refused_by_both() -> None:
         assert outcome.reason is Reason.CONTEXT_INVALID
 
 
+def test_a_full_unit_records_anew_once_it_is_cleared(machine: VtdMachine) -> None:
+    image = Image(TABLES)
+    first, second = machine.functions
+    for requester_id in (first, second):
+        image.context(requester_id, domain=2, width=39)
+    machine.use(image)
+
+    def recorded(requester_id: int, address: int) -> list[int | None]:
+        machine.dma(requester_id, address, 64, write=True)
+        return [fault.address for fault in machine.registers().faults()]
+
+    assert recorded(first, 0x5000) == [0x5000]
+    assert recorded(second, 0x6000) == [0x5000]
+    assert machine.registers().fault_overflow
+    machine.clear_faults()
+    assert not machine.registers().fault_overflow
+    assert machine.registers().clearing_writes() == ()
+    assert recorded(second, 0x7000) == [0x7000]
+    machine.clear_faults()
+
+
 def test_the_unit_and_its_entries_are_shown(machine: VtdMachine) -> None:
     image = Image(TABLES)
     first, second = machine.functions

@@ -48,9 +48,8 @@ class VtdMachine(EduMachine[Image]):
         self.clear_faults()
 
     def clear_faults(self) -> None:
-        record = UNIT + self.registers().fault_record_offset
-        self.qtest.store(record + 12, 4, 1 << 31)
-        self.qtest.store(UNIT + 0x34, 4, 0x7F)
+        for offset, data in self.registers().clearing_writes():
+            self.qtest.store(UNIT + offset, len(data), int.from_bytes(data, "little"))
 
     def fill_buffer(self, case: Case[Image], payload: bytes) -> None:
         if case.window is not None:

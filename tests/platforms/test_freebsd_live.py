@@ -19,6 +19,7 @@ from hil.pci.address import Address
 from hil.platforms.contract import Feature, GuestSpec, Machine, MachineState
 from hil.platforms.freebsd import FreebsdBhyve
 from hil.simulated.host import SimulatedHost
+from hil.simulated.pci import DmaAborted
 from hil.transport.ssh import SshTransport
 
 NIC = Address.parse("0000:01:00.0")
@@ -161,3 +162,23 @@ def test_what_a_dead_connection_left_is_taken_back(
     assert footprint(after) == before
     assert after.function(NIC, soon()).driver == "igb"
     transport.close()
+
+
+def test_each_fault_is_seen_though_the_unit_keeps_one(
+    host: SimulatedHost, platform: FreebsdBhyve
+) -> None:
+    reservation = platform.reserve([NIC], soon())
+    create(platform, "nic0-1", NIC).destroy(soon())
+    nic = host.machine.function_named("nic0")
+
+    def told(address: int) -> list[int | None]:
+        with pytest.raises(DmaAborted):
+            host.machine.units.translate(nic.requester_id, address, True)
+        return [fault.address for fault in platform.faults(soon())]
+
+    assert told(0x5000) == [0x5000]
+    assert told(0x6000) == [0x5000], "the record is taken"
+    platform.clear_faults(soon())
+    assert platform.faults(soon()) == ()
+    assert told(0x7000) == [0x7000]
+    platform.give_back(reservation, soon())
