@@ -13,7 +13,7 @@ from hil.errors import LabError
 from hil.iommu.acpi import Drhd, Ivhd, parse_dmar, parse_ivrs
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
-from hil.iommu.registers import PAGE_SIZE, DrhdRegisters, IvhdRegisters
+from hil.iommu.registers import DrhdRegisters, IvhdRegisters
 from hil.iommu.scope import Topology, drhd_of, ivhd_of
 from hil.iommu.tables import HostTables, Unit
 
@@ -33,8 +33,8 @@ def host_tables(
         ivrs: the ACPI IVRS table, ``None`` if there is none.
         registers: reads the units' registers, by physical address.
         memory: reads RAM.
-        topology: tells the host's bridges and virtual functions; asked only where there are
-            several units.
+        topology: tells the host's bridges and virtual functions; asked once, when first
+            needed, and only where there are several units.
 
     Returns:
         All units, those too whose translation is disabled.
@@ -52,18 +52,20 @@ def host_tables(
             hint="turn VT-d or AMD-Vi on in the firmware",
         )
     several = len(drhds) + len(ivhds) > 1
-    where = topology() if several else Topology()
+    where = functools.cache(topology if several else Topology)
     units: dict[int, Unit] = {}
     for drhd in drhds:
-        page = DrhdRegisters(registers.read(drhd.base, PAGE_SIZE))
-        units[drhd.base] = page.unit(memory, drhd.base, host_address_width=width)
+        found = DrhdRegisters.read(registers, drhd.base)
+        units[drhd.base] = found.unit(memory, drhd.base, host_address_width=width)
     for ivhd in ivhds:
         units[ivhd.base] = IvhdRegisters.read(registers, ivhd.base).unit(memory, ivhd.base)
 
     @functools.cache
     def responsible(requester_id: int) -> Unit | None:
         found: Drhd | Ivhd | None = (
-            drhd_of(drhds, requester_id, where) if drhds else ivhd_of(ivhds, requester_id, where)
+            drhd_of(drhds, requester_id, where())
+            if drhds
+            else ivhd_of(ivhds, requester_id, where())
         )
         return None if found is None else units[found.base]
 
@@ -85,7 +87,7 @@ def host_faults(
     """
     found: list[FaultRecord] = []
     for drhd in _drhds(dmar)[0]:
-        held = DrhdRegisters(registers.read(drhd.base, PAGE_SIZE)).faults()
+        held = DrhdRegisters.read(registers, drhd.base, faults=True).faults()
         found += (replace(record, source=f"drhd @ {drhd.base:#x}") for record in held)
     for ivhd in _ivhds(ivrs):
         for event in IvhdRegisters.read(registers, ivhd.base).events(memory):
@@ -107,7 +109,7 @@ def fault_clearing(
     return tuple(
         (drhd.base + offset, data)
         for drhd in _drhds(dmar)[0]
-        for offset, data in DrhdRegisters(registers.read(drhd.base, PAGE_SIZE)).clearing_writes()
+        for offset, data in DrhdRegisters.read(registers, drhd.base, faults=True).clearing_writes()
     )
 
 

@@ -28,7 +28,8 @@ class DrhdRegisters:
     """A unit's registers at one moment.
 
     Args:
-        data: the first 4096 bytes of its register page, little endian.
+        data: the first bytes of its register page, little endian: 64 at least, and for its
+            fault records as far as these go.
 
     Raises:
         LabError: too few bytes, or none that a unit would show.
@@ -36,9 +37,11 @@ class DrhdRegisters:
 
     data: bytes
 
+    HEAD = 0x40
+
     def __post_init__(self) -> None:
-        if len(self.data) < PAGE_SIZE:
-            raise LabError(f"{len(self.data)} bytes of IOMMU registers: {PAGE_SIZE} are needed")
+        if len(self.data) < self.HEAD:
+            raise LabError(f"{len(self.data)} bytes of IOMMU registers: {self.HEAD} are needed")
         version = self._u32(0x00)
         if version in (0, 0xFFFFFFFF) or self.capability in (0, 0xFFFFFFFFFFFFFFFF):
             raise LabError(
@@ -46,6 +49,23 @@ class DrhdRegisters:
                 seen=f"version {version:#x}, capability {self.capability:#x}",
                 hint="compare the address with the DRHD's in the ACPI DMAR table",
             )
+
+    @classmethod
+    def read(cls, registers: PhysicalMemory, base: int, *, faults: bool = False) -> DrhdRegisters:
+        """Those of the unit at ``base``, read through ``registers``: no more than is needed.
+
+        Args:
+            registers: reads physical memory.
+            base: the unit's physical address.
+            faults: its fault records too, wherever they are.
+        """
+        head = cls(registers.read(base, cls.HEAD))
+        if not faults:
+            return head
+        start = head.fault_record_offset
+        records = registers.read(base + start, 16 * head.fault_record_count)
+        # Nobody asks for what stands between.
+        return cls(head.data.ljust(start, b"\0")[:start] + records)
 
     def _u32(self, offset: int) -> int:
         return int.from_bytes(self.data[offset : offset + 4], "little")

@@ -61,8 +61,11 @@ from hil.platforms.freebsd_pci import (
     STUB,
     Survey,
     functions,
+    parse_bridges,
     parse_config_dump,
     parse_pciconf,
+    physical_functions,
+    virtual_functions,
 )
 from hil.platforms.freebsd_rules import not_started
 from hil.platforms.freebsd_state import HostState
@@ -132,6 +135,14 @@ for selector in "$@"; do
     echo "function $selector"
     pciconf -r "$selector" 0:0xfff
 done
+"""
+
+#: Each bridge with its bus numbers: primary, secondary, subordinate (PCI bridge 3.2.5).
+_BRIDGES = r"""
+for selector in $(pciconf -l | sed -n 's/^[^@]*@\(pci[0-9:]*\):.* hdr=0x01.*/\1/p'); do
+    numbers=$(pciconf -r "$selector" 0x18) && echo "bridge $selector $numbers"
+done
+true
 """
 
 #: What tells which functions there are and which the host needs: must succeed, then may not.
@@ -325,16 +336,46 @@ class FreebsdBhyve(Platform):
         commands = {**_SURVEY, **_SURVEY_IF_THERE}
         commands["configs"] += tuple(address.selector for address in chosen)
         told = self._ask(commands, deadline)
-        if chosen and "IOV enabled" in told["pciconf"].text:
-            # Which functions are virtual, and whose, only the physical ones' configuration tells.
-            return self._survey((), deadline)
         texts = {}
         for name, one in told.items():
             if one.status != 0 and name in _SURVEY:
                 raise CommandError(one.command, one.status, host=self.host, stderr=one.errors)
             texts[name] = one.text if one.status == 0 else ""
         configs = _configs(texts.pop("configs"))
+        if chosen and "IOV enabled" in texts["pciconf"]:
+            # Which functions are virtual, and whose, only the physical ones' configuration tells.
+            physical = physical_functions(parse_pciconf(texts["pciconf"]))
+            configs |= self._read_configs([a for a in physical if a not in configs], deadline)
         return functions(Survey(configs=configs, host=self.host, **texts))
+
+    def _read_configs(
+        self, addresses: Sequence[Address], deadline: Deadline
+    ) -> dict[Address, bytes]:
+        """Configuration spaces of some functions; those that have gone are left out."""
+        if not addresses:
+            return {}
+        selectors = [address.selector for address in addresses]
+        script = ("sh", "-c", _CONFIGS, "hil", *selectors)
+        return _configs(self._try(*script, deadline=deadline).stdout)
+
+    def _topology(self, deadline: Deadline) -> Topology:
+        """What of the host's functions decides which remapping unit has them."""
+        asked = {"pciconf": ("pciconf", "-lc"), "bridges": ("sh", "-c", _BRIDGES)}
+        told = self._ask(asked, deadline)
+        for one in told.values():
+            if one.status != 0:
+                raise CommandError(one.command, one.status, host=self.host, stderr=one.errors)
+        entries = parse_pciconf(told["pciconf"].text)
+        physical = [a for a in physical_functions(entries) if a.domain == 0]
+        spaces = {
+            address: ConfigSpace(data)
+            for address, data in self._read_configs(physical, deadline).items()
+        }
+        bridges = parse_bridges(told["bridges"].text)
+        return Topology(
+            {a.requester_id: buses for a, buses in bridges.items() if a.domain == 0},
+            {vf.requester_id: pf.requester_id for vf, pf in virtual_functions(spaces)},
+        )
 
     def function(self, address: Address, deadline: Deadline) -> Function:
         for function in self._survey([address], deadline):
@@ -639,7 +680,7 @@ class FreebsdBhyve(Platform):
             ivrs=ivrs,
             registers=device_registers(self.transport, deadline),
             memory=ReadAhead(self.transport, deadline),
-            topology=lambda: Topology.of(self.functions(deadline)),
+            topology=lambda: self._topology(deadline),
         )
 
     def _acpi(self, deadline: Deadline) -> tuple[bytes | None, bytes | None]:

@@ -211,6 +211,37 @@ def parse_config_dump(text: str) -> bytes:
     return data
 
 
+_BRIDGE = re.compile(r"bridge (pci[\d:]+) ([0-9a-f]{8})\s*", re.ASCII)
+
+
+def parse_bridges(text: str) -> dict[Address, range]:
+    """The buses behind each bridge, secondary to subordinate.
+
+    A line is ``bridge pci0:0:8:0 00010100``: what ``pciconf -r`` printed of the bridge's bus
+    numbers, register 0x18 (PCI bridge 3.2.5).
+
+    Raises:
+        LabError: a line is something else.
+    """
+    found = {}
+    for line in lines_of(text):
+        bridge = _BRIDGE.fullmatch(line)
+        if bridge is None:
+            raise unknown("pciconf -r of a bridge", line)
+        _, secondary, subordinate, _ = int(bridge[2], 16).to_bytes(4, "little")
+        found[Address.parse(bridge[1])] = range(secondary, subordinate + 1)
+    return found
+
+
+def physical_functions(entries: Iterable[PciEntry]) -> tuple[Address, ...]:
+    """Those that have virtual functions now, of what ``pciconf -lc`` printed."""
+    return tuple(
+        entry.address
+        for entry in entries
+        if any("IOV enabled" in capability.text for capability in entry.capabilities)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What was asked of a host, each as its command printed it; empty where it was not asked.
@@ -269,7 +300,8 @@ def functions(survey: Survey) -> tuple[Function, ...]:
                 host=survey.host,
                 seen=str(error)[:1000],
             ) from error
-    physical = dict(_virtual_functions(spaces))
+    known = {entry.address for entry in entries}
+    physical = {vf: pf for vf, pf in virtual_functions(spaces) if vf in known}
     found = []
     for entry in sorted(entries, key=lambda one: one.address):
         config = spaces.get(entry.address)
@@ -310,14 +342,14 @@ def _reset_methods(config: ConfigSpace) -> tuple[str, ...]:
     return tuple(method for method in reset_facts(config).methods if method != "af_flr")
 
 
-def _virtual_functions(spaces: Mapping[Address, ConfigSpace]) -> Iterator[tuple[Address, Address]]:
+def virtual_functions(spaces: Mapping[Address, ConfigSpace]) -> Iterator[tuple[Address, Address]]:
     """Pairs of a VF and its PF, by the arithmetic of SR-IOV (PCIe 9.2.1.2)."""
     for address, config in spaces.items():
         if config.sriov is None:
             continue
         for requester_id in config.sriov.requester_ids(address.requester_id):
             vf = Address.from_requester_id(requester_id, address.domain)
-            if vf in spaces and vf != address:
+            if vf != address:
                 yield vf, address
 
 

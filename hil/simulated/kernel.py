@@ -428,9 +428,22 @@ class Kernel:
         Raises:
             SimError: ENODEV, there is no such device.
         """
+        return self._config_as_seen(self._function(text), offset, width)
+
+    @locked
+    def read_configs(self, text: str, offsets: Sequence[int], width: int) -> list[int]:
+        """Many of :meth:`read_config`, one after the other.
+
+        Raises:
+            SimError: ENODEV, there is no such device.
+        """
         function = self._function(text)
+        return [self._config_as_seen(function, offset, width) for offset in offsets]
+
+    @staticmethod
+    def _config_as_seen(function: PciFunction, offset: int, width: int) -> int:
         value = function.config_read(offset, width)
-        if isinstance(function, IgbVf) and offset < 4:
+        if offset < 4 and isinstance(function, IgbVf):
             ids = (function.vendor | function.device << 16).to_bytes(4, "little")
             seen = bytearray(value.to_bytes(width, "little"))
             for at in range(offset, min(offset + width, 4)):

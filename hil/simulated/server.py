@@ -317,6 +317,8 @@ class ChannelOutput:
         self._channel = channel
         self._kind = kind
         self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._queue = bytearray()
 
     def read(self, process: Process, limit: int) -> bytes:
         return b""
@@ -331,9 +333,17 @@ class ChannelOutput:
 
     def send(self, data: bytes) -> None:
         """Send without waiting, from any thread."""
-        self._loop.call_soon_threadsafe(self._send, data)
+        # What is written while the loop is busy goes out together, as from a pipe to sshd.
+        with self._lock:
+            waiting = bool(self._queue)
+            self._queue += data
+        if not waiting:
+            self._loop.call_soon_threadsafe(self._flush)
 
-    def _send(self, data: bytes) -> None:
+    def _flush(self) -> None:
+        with self._lock:
+            data = bytes(self._queue)
+            self._queue.clear()
         if not self.lost and not self._channel.is_closing():
             self._channel.write(data, self._kind)
 

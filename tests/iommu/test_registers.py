@@ -92,6 +92,25 @@ def test_fault_records_outside_the_page_are_an_error() -> None:
         DrhdRegisters(page(capability=far)).faults()
 
 
+@pytest.mark.parametrize(("faults", "asked"), [(False, [(0, 64)]), (True, [(0, 64), (0x220, 32)])])
+def test_no_more_registers_are_read_than_needed(faults: bool, asked: list[tuple[int, int]]) -> None:
+    base = 0xFED90000
+    record = (0x1000, 1 << 63 | 6 << 32 | 0x0100)
+    data = page(records=[(0, 0), record], capability=CAPABILITY & ~(0xFF << 40) | 1 << 40)
+    seen = []
+
+    class Source:
+        def read(self, address: int, length: int) -> bytes:
+            seen.append((address - base, length))
+            return data[address - base :][:length]
+
+    registers = DrhdRegisters.read(Source(), base, faults=faults)
+    assert seen == asked
+    assert registers.root_table == DrhdRegisters(data).root_table
+    if faults:
+        assert registers.faults() == DrhdRegisters(data).faults() != ()
+
+
 def test_a_disabled_unit_has_no_tables() -> None:
     image = Image()
     unit = DrhdRegisters(page(global_status=0)).unit(image, 0xFED90000, 1)

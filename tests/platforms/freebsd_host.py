@@ -144,7 +144,9 @@ class FreebsdHost(FakeTransport):
             attached = self.drivers[Address.parse(rest[0])][1]
             return (0, f"{rest[0]}: attached\n", "") if attached else (2, "", "")
         chosen = [Address.parse(rest[0])] if rest else list(self.entries)
-        text = recorded("1-host-setup/018" if option == "-lvbce" else "1-host-setup/059").text
+        text = recorded(
+            "1-host-setup/018" if option in ("-lvbce", "-lc") else "1-host-setup/059"
+        ).text
         blocks = {Address.parse(b.split("@")[1].split(":\t")[0]): b for b in _blocks(text)}
         shown = "".join(
             self.drivers[a][0] + "@" + blocks[a].partition("@")[2] for a in chosen if a in blocks

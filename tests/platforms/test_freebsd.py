@@ -144,6 +144,7 @@ def test_one_function_s_configuration_is_read_unless_others_tell_of_it() -> None
     host.iov = "IOV enabled"
     platform.function(EM, soon())
     assert len(host.commands) == 3
+    assert host.commands[2][4:] == (IGB.selector,)
 
 
 def test_an_answer_that_is_cut_off_is_an_error() -> None:

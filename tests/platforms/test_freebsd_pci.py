@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from hil.errors import HilError, LabError
 from hil.pci.address import Address
 from hil.platforms.contract import Bar, Function
-from hil.platforms.freebsd_pci import Survey, functions, parse_config_dump, parse_pciconf
+from hil.platforms.freebsd_pci import (
+    Survey,
+    functions,
+    parse_bridges,
+    parse_config_dump,
+    parse_pciconf,
+)
 from tests.fakes import config
 from tests.recorded import all_recorded, recorded
 
@@ -34,6 +40,24 @@ def test_every_recorded_listing_is_read() -> None:
     assert len(listings) > 20
     for one in listings:
         assert parse_pciconf(one.text), one.name
+
+
+def test_bridges_tell_the_buses_behind_them() -> None:
+    text = "bridge pci0:0:8:0 00030100 \r\nbridge pci0:0:28:0 00ff0400 \n\n"
+    assert parse_bridges(text) == {
+        Address(0, 0, 8, 0): range(1, 4),
+        Address(0, 0, 28, 0): range(4, 256),
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["bridge pci0:0:8:0", "bridge pci0:0:8:0 0301", "bridge em0 00030100", "00030100", "x" * 999],
+)
+def test_a_line_that_tells_of_no_bridge_is_shown(line: str) -> None:
+    with pytest.raises(LabError) as raised:
+        parse_bridges(f"bridge pci0:0:8:0 00030100\n{line}\n")
+    assert raised.value.seen == line[:300]
 
 
 def test_ids_bars_and_capabilities_of_a_listing() -> None:

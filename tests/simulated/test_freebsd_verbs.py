@@ -10,8 +10,10 @@ import pytest
 from hil.deadline import Deadline, poll
 from hil.errors import LabError
 from hil.guests.freebsd import FreebsdGuest
+from hil.iommu.scope import Topology
 from hil.pci.address import Address
 from hil.platforms.contract import Bar
+from hil.platforms.freebsd import FreebsdBhyve
 from hil.simulated.host import SimulatedHost
 from hil.transport.base import Result
 from hil.transport.keys import KeyPair
@@ -99,6 +101,23 @@ def test_a_register_is_written_and_read_with_decoding_as_before(
     assert function.command == command
     with pytest.raises(LabError, match="not aligned"):
         OS.register(address, bar, 0x5476, 4)
+
+
+def test_bridges_and_virtual_functions_are_those_of_a_whole_survey(shell: SshTransport) -> None:
+    platform = FreebsdBhyve("host", shell)
+    port = next(f.address for f in platform.functions(soon()) if "igb0" in f.interfaces)
+    made = platform.create_vfs(port, 2, soon())
+    try:
+        everything = platform.functions(soon())
+        topology = platform._topology(soon())
+        chosen = {f.address: f for f in platform._survey([made[1]], soon())}
+    finally:
+        platform.remove_vfs(port, soon())
+    assert topology == Topology.of(everything)
+    assert topology.buses
+    assert topology.physical_functions[made[1].requester_id] == port.requester_id
+    whole = {f.address: f for f in everything}
+    assert chosen == {address: whole[address] for address in (port, made[1])}
 
 
 def test_a_system_without_a_tool_says_so() -> None:

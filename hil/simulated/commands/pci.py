@@ -396,18 +396,16 @@ def _read(process: Process, name: str, registers: str, width: int) -> int:
     if not _exists(process, address):
         process.complain(f"ioctl(PCIOCREAD): {Errno.ENODEV.text}")
         return 1
-    kernel = process.system.kernel
+    offsets = range(start, end + 1, width)
+    if start % width:
+        process.complain(f"ioctl(PCIOCREAD): {Errno.EINVAL.text}")
+        return 1
+    values = process.system.kernel.read_configs(selector(address), offsets, width)
     text = []
-    count = 0
-    for register in range(start, end + 1, width):
-        if register % width:
-            process.complain(f"ioctl(PCIOCREAD): {Errno.EINVAL.text}")
-            return 1
-        count += 1
-        value = kernel.read_config(selector(address), register, width)
+    for count, value in enumerate(values, 1):
         text.append(f"{value:0{2 * width}x}" + (" " if count % 8 == 0 else ""))
         text.append(" " if count % (16 // width) else "\n")
-    if (count + 1) % (16 // width) != 1:
+    if (len(values) + 1) % (16 // width) != 1:
         text.append("\n")
     process.out("".join(text))
     return 0
