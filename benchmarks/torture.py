@@ -113,19 +113,33 @@ class Rack:
             keeper.start(name, Deadline(1800, "the lab"), say, lab=words)
         state = keeper.get(name)
         base = SIMULATED_BASE if simulated else BUILT_IN["emulated"]
-        here = f"""[hosts.host]
+        images = base.read_text().partition("[images.")[2]
+        self.inventory = folder / "rack.toml"
+        self.inventory.write_text(f"""[lab]
+name = "rack"
+kind = "physical"
+[hosts.host]
+platform = "{"freebsd-bhyve" if simulated else "linux-vfio"}"
 address = "127.0.0.1"
 port = {state.ssh_port}
 key_file = "{state.key_file}"
 host_key = "{state.host_key}"
 power = {{ driver = "kept", address = "{name}" }}
 console = ["{sys.executable}", "-m", "hil.cli", "lab", "console", "--follow", "--name", "{name}"]
-"""
-        text = base.read_text().replace("[hosts.host]\n", here)
-        for kind in ("emulated", "simulated"):
-            text = text.replace(f'kind = "{kind}"', 'kind = "physical"')
-        self.inventory = folder / "rack.toml"
-        self.inventory.write_text(text)
+[devices.nic0]
+kind = "nic"
+host = "host"
+match = {{ id = "8086:10c9" }}
+functions = ["0000:01:00.0"]
+capabilities = ["msi", "msix", "flr", "pm", "sriov"]
+vfs = 2
+peer = {{ function = "0000:02:00.0" }}
+[devices.edu0]
+kind = "edu"
+host = "host"
+match = {{ id = "1234:11e8" }}
+capabilities = ["msi"]
+[images.{images}""")
         self._platform: Platform | None = None
         self.before = self.look()
 

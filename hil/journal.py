@@ -404,13 +404,18 @@ def _undoing(entry: Entry, kinds: Mapping[str, Kind], dialect: Dialect, host: st
 def _judge(entry: Entry, kinds: Mapping[str, Kind], result: Result, host: str) -> None:
     """Raise LabError if the command did not take the change back."""
     if result.status != 0:
-        kind = kinds[entry.undo.kind]
-        raise LabError(
-            f"{kind.words(entry.undo)}: this could not be undone",
-            host=host,
-            seen=result.stderr.strip() or result.stdout.strip() or f"status {result.status}",
-            hint=f"as root on {host}: {kind.command(entry.undo)}",
-        )
+        seen = result.stderr.strip() or result.stdout.strip() or f"status {result.status}"
+        raise _not_undone(entry, kinds, seen, host)
+
+
+def _not_undone(entry: Entry, kinds: Mapping[str, Kind], seen: str, host: str) -> LabError:
+    kind = kinds[entry.undo.kind]
+    return LabError(
+        f"{kind.words(entry.undo)}: this could not be undone",
+        host=host,
+        seen=seen,
+        hint=f"as root on {host}: {kind.command(entry.undo)}",
+    )
 
 
 def _refused(result: Result) -> bool:
@@ -574,7 +579,11 @@ class Journal:
         if entry in self.outstanding:
             host = self._transport.name
             command = _undoing(entry, self._kinds, self._dialect, host)
-            _judge(entry, self._kinds, self.run_alone(command, deadline=deadline), host)
+            try:
+                result = self.run_alone(command, deadline=deadline)
+            except LabError as error:
+                raise _not_undone(entry, self._kinds, error.message, host) from error
+            _judge(entry, self._kinds, result, host)
             with self._lock:
                 self._outstanding.pop(entry.name, None)
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hil.console.console import Console
 from hil.deadline import Deadline
 from hil.guests.images import GuestImage, Loader
+from hil.guests.os import guest_os
 from hil.journal import run_lock
 from hil.lab.check import check_against
 from hil.lab.lease import Holder, Leases, OnWait, cards
 from hil.lab.models import Lab, LabKind
 from hil.lab.recover import put_back
+from hil.lab.watch import Reach, Watch
 from hil.pci.address import Address
 from hil.platforms.contract import Function, Platform
 from hil.transport.base import Transport
@@ -36,6 +40,10 @@ class LiveLab:
     """The machine below an emulated lab's one host."""
     leases: Mapping[str, Leases] = field(default_factory=dict)
     """What this run holds of each physical host, by name."""
+    ways: Mapping[str, Reach] = field(default_factory=dict)
+    """How another connection is made to each host that is not this machine, by name."""
+    consoles: Mapping[str, Console] = field(default_factory=dict)
+    """The serial consoles of the hosts of which somebody reads it, by name."""
     _devices: dict[str, tuple[Function, ...]] = field(default_factory=dict)
 
     def functions(self, device: str, deadline: Deadline) -> tuple[Function, ...]:
@@ -52,6 +60,25 @@ class LiveLab:
         if device not in self._devices:
             self._devices.update(check_against(self.lab, host, platform.functions(deadline)))
         return tuple(platform.function(f.address, deadline) for f in self._devices[device])
+
+    @contextlib.contextmanager
+    def watched(self, host: str, pace: float) -> Iterator[Watch | None]:
+        """A watch over a host while the block runs; none over this very machine."""
+        if host not in self.ways:
+            yield None
+            return
+        platform = self.platforms[host]
+        boot_id = guest_os(platform.system).boot_id()
+        watch = Watch(
+            host,
+            platform.transport,
+            self.ways[host],
+            boot_id,
+            console=self.consoles.get(host),
+            pace=pace,
+        )
+        with contextlib.closing(watch):
+            yield watch
 
 
 @contextlib.contextmanager
@@ -98,6 +125,7 @@ def open_lab(
             yield _simulated(lab, stack, iommu, faults, deadline)
             return
         found = {}
+        consoles = {}
         waiting = Deadline(wait, f"the lab {lab.name}")
         # In the same order for all inventories, so that two runs do not wait for each other.
         for name in sorted(lab.hosts, key=lambda host: (lab.hosts[host].address.lower(), host)):
@@ -105,10 +133,19 @@ def open_lab(
             transport = connect(lab, name, deadline)
             stack.callback(transport.close)
             found[name] = _hold(lab, name, transport, stack, run, waiting, deadline, on_wait)
+            if lab.hosts[name].console:
+                consoles[name] = _console(lab, name, deadline)
+                stack.callback(consoles[name].close)
         yield LiveLab(
             lab,
             {name: found[name][0] for name in lab.hosts},
             leases={name: found[name][1] for name in lab.hosts},
+            ways={
+                name: functools.partial(connect, lab, name)
+                for name, host in lab.hosts.items()
+                if host.transport != "local"
+            },
+            consoles=consoles,
         )
 
 
@@ -169,6 +206,14 @@ def _cards(lab: Lab, host: str, functions: Sequence[Function]) -> tuple[str, ...
     return cards(functions, wanted)
 
 
+def _console(lab: Lab, host: str, deadline: Deadline) -> Console:
+    """The serial console of a physical host, read by the command that its owner gave."""
+    from hil.transport.local import LocalTransport
+
+    stream = LocalTransport(host).open_stream(lab.hosts[host].console, deadline=deadline)
+    return Console(f"the console of {host}", stream)
+
+
 def machine_of(
     lab: Lab,
     deadline: Deadline,
@@ -203,7 +248,22 @@ def live_emulated(lab: Lab, machine: EmulatedLab, deadline: Deadline) -> LiveLab
         platform = platform_of(lab, name, transport)
     else:
         platform = LinuxVfio(name, transport, images=images_of(lab), out_of_band=machine)
-    return LiveLab(lab, {name: platform}, machine)
+
+    def reach(deadline: Deadline) -> Transport:
+        from hil.transport.ssh import SshTransport
+
+        return SshTransport.connect(
+            name,
+            "127.0.0.1",
+            port=machine.ssh_port,
+            key_file=machine.key_file,
+            host_key=machine.host_key,
+            deadline=deadline,
+        )
+
+    return LiveLab(
+        lab, {name: platform}, machine, ways={name: reach}, consoles={name: machine.console}
+    )
 
 
 def _simulated(
@@ -221,16 +281,23 @@ def _simulated(
     (name,) = lab.hosts
     host = SimulatedHost(lab.name, faults=faults, iommu=iommu).start()
     stack.callback(host.close)
-    transport = SshTransport.connect(
-        name,
-        "127.0.0.1",
-        port=host.port,
-        key=KeyPair(host.private_key.decode(), "").load(),
-        host_key=host.host_key,
-        deadline=deadline,
-    )
+    console = Console(f"the console of {name}", host.console)
+    stack.callback(console.close)
+
+    def reach(deadline: Deadline) -> Transport:
+        return SshTransport.connect(
+            name,
+            "127.0.0.1",
+            port=host.port,
+            key=KeyPair(host.private_key.decode(), "").load(),
+            host_key=host.host_key,
+            deadline=deadline,
+        )
+
+    transport = reach(deadline)
     stack.callback(transport.close)
-    return LiveLab(lab, {name: platform_of(lab, name, transport)})
+    platform = platform_of(lab, name, transport)
+    return LiveLab(lab, {name: platform}, ways={name: reach}, consoles={name: console})
 
 
 def connect(lab: Lab, host: str, deadline: Deadline) -> Transport:
