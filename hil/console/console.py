@@ -209,20 +209,30 @@ class Console:
         login: Pattern = LOGIN,
         ask: Pattern = PASSWORD,
         prompt: Pattern = PROMPT,
+        rescue: Pattern = b"",
     ) -> None:
         """Log in by prompts, and get a shell ready for :meth:`run`.
 
         A console that shows a shell's prompt already (automatic log-in) is taken as it is.
 
+        Args:
+            user: who logs in.
+            password: ``None`` if none should be asked for.
+            deadline: for all of it.
+            login: the prompt for the user's name.
+            ask: the prompt for the password.
+            prompt: a shell's.
+            rescue: what shows that the system did not come up; empty: nothing does.
+
         Raises:
             InventoryError: user or password were refused.
-            GuestError: the kernel panicked.
+            GuestError: the kernel panicked, or ``rescue`` was shown.
             DeadlineExceeded: with the console's last lines.
         """
         with self._lock:
             self._nonce = ""
             self.log.kernel_ends_with_cr = False
-            patterns = [login, ask, REFUSED, prompt]
+            patterns = [login, ask, REFUSED, prompt, *([rescue] if rescue else [])]
             typed_user = typed_password = False
             shown = b""
             self.send_line()
@@ -236,6 +246,13 @@ class Console:
                     self.send_line()
                     continue
                 met = found.index
+                if met == 4:
+                    words = found.match[0].decode("ascii", "replace").strip()
+                    raise GuestError(
+                        f"{self.name} did not come up: its console shows {words!r}",
+                        console=self.log.tail(_LAST_LINES),
+                        hint="the lines before tell what it could not do",
+                    )
                 if met == 3 and not typed_user:
                     # Half a line of a boot log may look like one ("flags=8843<UP,BROADCAST>");
                     # a shell shows it again.

@@ -97,7 +97,8 @@ class FreebsdGuest(GuestOS):
     """FreeBSD 12 and later; earlier ones lack ``devctl reset``."""
 
     name = "freebsd"
-    login_prompt = r"login: ?$"
+    #: Single-user mode (sbin/init/init.c); a kernel that finds no root (sys/kern/vfs_mountroot.c).
+    rescue = rb"Enter full pathname of shell|or \^D to go multi-user|mountroot> ?$"
 
     def power_off(self) -> list[str]:
         return ["shutdown", "-p", "now"]
@@ -237,7 +238,7 @@ class FreebsdGuest(GuestOS):
         return ["devctl", "reset", "-d", address.selector]
 
     def is_up(self) -> str:
-        # Its rescue is single-user mode, which its loader enters only when it is told to.
+        # Its rescue shells ask on the console first, which is seen there.
         return "true"
 
     def before_saving(self) -> str:

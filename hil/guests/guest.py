@@ -133,7 +133,7 @@ class Guest:
 
     def _log_in(self, deadline: Deadline) -> None:
         try:
-            self.console.login(self.os.user, None, deadline=deadline)
+            self.console.login(self.os.user, None, deadline=deadline, rescue=self.os.rescue)
         except DeadlineExceeded as error:
             self._enter(GuestState.CRASHED)
             self._tell_more()

@@ -40,7 +40,6 @@ class LinuxGuest(GuestOS):
     """Linux with coreutils or busybox, iproute2 and iputils."""
 
     name = "linux"
-    login_prompt = r"login: ?$"
 
     def power_off(self) -> list[str]:
         return ["poweroff"]

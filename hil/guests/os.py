@@ -35,8 +35,9 @@ class GuestOS(ABC):
     """One family of guests."""
 
     name: str
-    login_prompt: str
-    """Regular expression of the console's log-in prompt."""
+    rescue: bytes = b""
+    """Regular expression of what the console shows where the system did not come up and somebody
+    is to mend it there; empty if :meth:`is_up` alone can tell."""
     user = "root"
 
     @abstractmethod

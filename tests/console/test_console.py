@@ -16,6 +16,7 @@ from hil import events
 from hil.console.console import LOGIN, PROMPT, Console
 from hil.deadline import Deadline
 from hil.errors import CommandError, DeadlineExceeded, GuestError, InventoryError, LabError
+from hil.guests.freebsd import FreebsdGuest
 from tests.console.streams import PtyStream, ScriptedStream
 
 SHELLS = {
@@ -431,6 +432,24 @@ def test_half_a_line_of_a_boot_log_is_no_prompt() -> None:
 def test_a_kernel_line_does_not_hide_a_prompt() -> None:
     console = Console("guest", ScriptedStream([b"BusyBox v1.35\r\n# \x1b[6n" + LINUX * 2]))
     assert console.wait_for_boot(PROMPT, soon()).index == 0
+    console.close()
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        b"Enter full pathname of shell or RETURN for /bin/sh: ",
+        b"Enter full pathname of shell or RETURN for /bin/sh: \r\n# ",
+        b"Enter root password, or ^D to go multi-user\r\nPassword:",
+        b"  ?               List valid disk boot devices\r\n\r\nmountroot> ",
+    ],
+)
+def test_a_rescue_shell_is_no_log_in(last: bytes) -> None:
+    boot = b"THE FOLLOWING FILE SYSTEM HAD AN UNEXPECTED INCONSISTENCY:\r\n"
+    console = Console("guest", ScriptedStream([boot + last]))
+    with pytest.raises(GuestError, match="did not come up") as caught:
+        console.login("root", None, soon(), rescue=FreebsdGuest.rescue)
+    assert "UNEXPECTED" in "".join(caught.value.console)
     console.close()
 
 
