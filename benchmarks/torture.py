@@ -137,7 +137,7 @@ peer = {{ function = "0000:02:00.0" }}
 [devices.edu0]
 kind = "edu"
 host = "host"
-match = {{ id = "1234:11e8" }}
+functions = ["0000:04:00.0"]
 capabilities = ["msi"]
 [images.{images}""")
         self._platform: Platform | None = None

@@ -515,12 +515,12 @@ class Kernel:
         """Remove all VFs of a PF.
 
         Raises:
-            SimError: ENOENT, ENXIO (has none), EBUSY (one is in use).
+            SimError: ENOENT, ECHILD (has none), EBUSY (one is in use).
         """
         device = self.bus.find(text)
         children = [d for d in self.bus.in_order() if d.virtual_function_of is device]
         if not children or not isinstance(device.function, Igb):
-            raise SimError(Errno.ENXIO, text)
+            raise SimError(Errno.ECHILD, text)
         if any(self._vmm.owner_of(child) is not None for child in children):
             raise SimError(Errno.EBUSY, text)
         for child in children:

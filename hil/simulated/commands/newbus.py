@@ -393,7 +393,7 @@ def iovctl(process: Process) -> int:
         elif "C" in option:
             kernel.iov_create(name, count, passed)
     except SimError as error:
-        verb = "configure SR-IOV" if "C" in option else "disable SR-IOV"
+        verb = "configure SR-IOV" if "C" in option else "delete VFs"
         process.complain(f"Failed to {verb}: {error.text}")
         return 1
     return 0
