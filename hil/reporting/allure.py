@@ -1,8 +1,9 @@
-"""Allure results: allure-pytest writes them, and this says what hil knows besides.
+"""Allure results: allure-pytest gathers them, and this says what hil knows besides.
 
-A hook of :mod:`allure_commons` sees each result just before it is written, and adds
-provenance, labels, the steps, the evidence and whose fault a failure was.  The format
-of results is that of https://allurereport.org/docs/how-it-works-test-result-file/.
+A hook of :mod:`allure_commons` sees each result just before :mod:`hil.reporting.allure_files`
+writes it, and adds provenance, labels, the steps, the evidence and whose fault a failure was.
+The format of results is that of
+https://allurereport.org/docs/how-it-works-test-result-file/.
 """
 
 from __future__ import annotations
@@ -28,14 +29,12 @@ from allure_commons.model2 import (
 )
 
 from hil.errors import Fault
-from hil.reporting.collector import Record, Step
+from hil.reporting.allure_files import AllureFiles
+from hil.reporting.collector import LOG_LIMIT, Record, Step
 from hil.reporting.outcome import Outcome, Status
 from hil.reporting.run import Run, write_whole
 from hil.reporting.text import clean, cut_middle, redact
 from hil.reporting.timeline import timeline
-
-#: Characters of a traceback that a result keeps.
-TRACE_LIMIT = 64 * 1024
 
 EPIC = "PCI passthrough"
 
@@ -95,7 +94,7 @@ class AllureBridge:
     """
 
     def __init__(self, results: Path) -> None:
-        self._results = results
+        self._files = AllureFiles(results)
         self._record: Record | None = None
         self._outcome: Outcome | None = None
         self._text = ""
@@ -103,11 +102,12 @@ class AllureBridge:
     @contextlib.contextmanager
     def registered(self) -> Iterator[None]:
         """While the block runs, Allure's results pass through here."""
-        allure_commons.plugin_manager.register(self)
-        try:
-            yield
-        finally:
-            allure_commons.plugin_manager.unregister(self)
+        with self._files.registered():
+            allure_commons.plugin_manager.register(self)
+            try:
+                yield
+            finally:
+                allure_commons.plugin_manager.unregister(self)
 
     def begin(self, record: Record | None) -> None:
         """A test begins whose evidence gathers in ``record``; ``None``: a test not ours."""
@@ -131,8 +131,8 @@ class AllureBridge:
         elif self._text:
             result.statusDetails = StatusDetails(message=outcome.reason, trace=self._text)
         elif details := result.statusDetails:
-            details.message = redact(clean(details.message or ""))
-            details.trace = cut_middle(redact(clean(details.trace or "")), TRACE_LIMIT)
+            details.message = clean(details.message or "")
+            details.trace = clean(details.trace or "")
         result.labels = [
             *(
                 label
@@ -154,6 +154,9 @@ class AllureBridge:
             if value:
                 result.parameters.append(Parameter(name=name, value=value))
         result.steps.extend(_step(step) for step in record.steps)
+        if record.steps_left_out:
+            words = f"… {record.steps_left_out} more steps left out …"
+            result.steps.append(TestStepResult(name=words, status="skipped"))
         self._attach_evidence(result, record)
 
     def _attach_evidence(self, result: TestResult, record: Record) -> None:
@@ -162,14 +165,15 @@ class AllureBridge:
         if picture := timeline(record.phases, record.start, time.time()):
             self._attach(result, "time line", picture.encode(), "image/svg+xml")
         for evidence in record.evidence:
-            self._attach(result, evidence.name[:120], evidence.data, evidence.kind)
-        if record.evidence_left_out:
-            words = f"{record.evidence_left_out} more pieces of evidence were left out"
-            self._attach(result, "left out", words.encode(), "text/plain")
+            self._attach(result, evidence.name, evidence.data, evidence.kind)
+        if left_out := record.evidence_left_out:
+            words = f"{len(left_out)} more pieces of evidence were left out:"
+            text = cut_middle("\n".join([words, *left_out]), LOG_LIMIT)
+            self._attach(result, "left out", text.encode(), "text/plain")
 
     def _attach(self, result: TestResult, name: str, data: bytes, kind: str) -> None:
         file = f"{uuid4()}-attachment.{_SUFFIXES.get(kind, 'bin')}"
-        allure_commons.plugin_manager.hook.report_attached_data(body=data, file_name=file)
+        self._files.write(file, data)
         result.attachments.append(Attachment(name=name, source=file, type=kind))
 
 
@@ -231,6 +235,7 @@ class Environment:
     @staticmethod
     def write(run: Run, values: Mapping[str, str]) -> None:
         """Add ``values`` (name → text) to the run's environment."""
+        values = {name: redact(clean(value)) for name, value in values.items()}
         merged = {**Environment.read(run), **values}
         write_whole(run.directory / Environment.FILE, json.dumps(merged, indent=1))
         lines = [f"{_escaped(name)}={_escaped(value)}" for name, value in merged.items()]

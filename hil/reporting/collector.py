@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -18,12 +18,14 @@ from hil.events import (
     StepFinished,
     StepStarted,
 )
-from hil.reporting.text import clean, cut_middle, redact
+from hil.reporting.text import KeyBlocks, clean, cut_middle, one_line, redact
 
 #: Characters of the merged log that are kept, half of them from its end.
 LOG_LIMIT = 256 * 1024
 #: Characters of a command's output that the merged log keeps.
 OUTPUT_LIMIT = 8 * 1024
+#: Characters at the beginning of an output that tell whether it is text.
+SAMPLE = 2048
 #: Characters of a command that it keeps; longer ones are scripts of ours.
 COMMAND_LIMIT = 400
 #: Longest line of a console that the merged log keeps, in characters.
@@ -101,7 +103,9 @@ class Record:
     steps: list[Step] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
     phases: list[PhaseReached] = field(default_factory=list)
-    evidence_left_out: int = 0
+    evidence_left_out: list[str] = field(default_factory=list)
+    """What was left out: ``name (bytes)``."""
+    steps_left_out: int = 0
 
     def log(self) -> str:
         """The merged log, or nothing."""
@@ -119,6 +123,7 @@ class Collector:
         self._record: Record | None = None
         self._open: dict[int, Step] = {}
         self._stacks: dict[int, list[int]] = {}
+        self._keys: defaultdict[str, KeyBlocks] = defaultdict(KeyBlocks)
         self._count = 0
 
     @contextlib.contextmanager
@@ -154,7 +159,8 @@ class Collector:
                 case CommandRun():
                     _add_command(record.tape, event)
                 case ConsoleLine():
-                    text = cut_middle(redact(clean(event.text)), LINE_LIMIT).replace("\n", " ")
+                    text = self._keys[event.where].redact(clean(event.text))
+                    text = cut_middle(text, LINE_LIMIT).replace("\n", " ")
                     record.tape.add(Line(event.at, event.where, f"| {text}"))
                 case PhaseReached():
                     record.phases.append(event)
@@ -167,8 +173,9 @@ class Collector:
     def _begin(self, record: Record, event: StepStarted) -> None:
         self._count += 1
         if self._count > STEP_COUNT:
+            record.steps_left_out += 1
             return
-        step = Step(redact(clean(event.title))[:200], event.at)
+        step = Step(one_line(event.title), event.at)
         # Steps nest within a thread; one of another thread stands beside.
         stack = self._stacks.setdefault(threading.get_ident(), [])
         parent = self._open.get(stack[-1]) if stack else None
@@ -180,7 +187,7 @@ class Collector:
         step = self._open.pop(event.id, None)
         if step is None:
             return
-        step.seconds, step.error = event.seconds, redact(clean(event.error))[:1000]
+        step.seconds, step.error = event.seconds, one_line(event.error, 1000)
         stack = self._stacks.get(threading.get_ident(), [])
         if event.id in stack:
             del stack[stack.index(event.id) :]
@@ -202,21 +209,28 @@ def _add_command(tape: Tape, event: CommandRun) -> None:
 
 
 def _as_text(output: str) -> str:
-    text = clean(output)
-    if text.count("\N{REPLACEMENT CHARACTER}") > 8 + len(text) // 20:
-        return f"({len(output)} characters that are not text)"
-    return cut_middle(redact(text), OUTPUT_LIMIT)
+    # Its beginning is judged first: to clean 64 KiB of a memory's contents takes milliseconds.
+    if _is_text(beginning := clean(output[:SAMPLE])):
+        text = beginning if len(output) <= SAMPLE else clean(output)
+        if _is_text(text):
+            return cut_middle(redact(text), OUTPUT_LIMIT)
+    return f"({len(output)} characters that are not text)"
+
+
+def _is_text(cleaned: str) -> bool:
+    return cleaned.count("\N{REPLACEMENT CHARACTER}") <= 8 + len(cleaned) // 20
 
 
 def _add_evidence(record: Record, event: Evidence) -> None:
+    name, size = one_line(event.name, 120), len(event.data)
     if len(record.evidence) >= EVIDENCE_COUNT:
-        record.evidence_left_out += 1
+        record.evidence_left_out.append(f"{name} ({size} bytes)")
         return
     if event.kind.startswith("text/") or event.kind == "application/json":
-        text = event.data[: 2 * EVIDENCE_LIMIT].decode("utf-8", "replace")
-        data = cut_middle(redact(clean(text)), EVIDENCE_LIMIT).encode()
+        text = redact(clean(event.data.decode("utf-8", "replace")))
+        data = cut_middle(text, EVIDENCE_LIMIT).encode()
         event = replace(event, data=data)
-    elif len(event.data) > EVIDENCE_LIMIT:
-        words = f"{len(event.data)} bytes of {event.kind}: over the limit, left out"
+    elif size > EVIDENCE_LIMIT:
+        words = f"{size} bytes of {event.kind}: over the limit, left out"
         event = replace(event, data=words.encode(), kind="text/plain")
-    record.evidence.append(event)
+    record.evidence.append(replace(event, name=name))

@@ -34,9 +34,6 @@ _FONT = re.compile(r"""<link[^<>]*\shref=["'][\w.-]+\.woff2?["'][^<>]*>""")
 #: What says in Allure's page that the data are files beside it.
 _READY = re.compile(r"<script[^<>]*>\s*window\.allureReportDataReady = true;\s*</script>")
 
-#: Not data of the page: its parts, and what Allure writes for programs.
-_NO_DATA = frozenset({"index.html", "summary.json", "test-results.json"})
-
 
 def pack(folder: Path, page: IO[str]) -> None:
     """Write Allure's report in ``folder`` to ``page``, as one file that needs no other.
@@ -57,7 +54,7 @@ def pack(folder: Path, page: IO[str]) -> None:
         )
     page.write(head)
     names: list[list[tuple[str, int]]] = []
-    for number, block in enumerate(_blocks(folder)):
+    for number, block in enumerate(_blocks(folder, programs)):
         names.append([(path.relative_to(folder).as_posix(), len(data)) for path, data in block])
         _write(page, f"hil-{number}", b"".join(data for _, data in block))
     _write(page, "hil-index", json.dumps({"programs": programs, "blocks": names}).encode())
@@ -68,13 +65,16 @@ def _inline(style: Path) -> str:
     return f"<style>{style.read_text('utf-8')}</style>"
 
 
-def _blocks(folder: Path) -> Iterator[list[tuple[Path, bytes]]]:
-    """The files with their bytes, by folder and suffix: what is alike stands together."""
+def _blocks(folder: Path, programs: list[str]) -> Iterator[list[tuple[Path, bytes]]]:
+    """The files with their bytes, by folder and suffix: what is alike stands together.
+
+    Of those beside the page only its programs are data; the rest are its parts, or for others.
+    """
     block: list[tuple[Path, bytes]] = []
     size = 0
     files = (path for path in folder.rglob("*") if path.is_file())
     for path in sorted(files, key=lambda path: (path.parent, path.suffix, path.name)):
-        if path.parent == folder and path.name in _NO_DATA:
+        if path.parent == folder and path.name not in programs:
             continue
         data = path.read_bytes()
         if block and size + len(data) > BLOCK:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hil.reporting.outcome import Outcome, Status
 from hil.reporting.run import Run, write_whole
+from hil.reporting.text import clean, redact
 
 #: Tests named as the slowest, and names listed below one reason.
 SLOWEST, NAMES = 5, 6
@@ -141,7 +142,7 @@ def render(
         page = run.html if run.html.exists() else run.directory
         console.print(Text(f"report: {page}"), soft_wrap=True)
     for note in notes:
-        console.print(Text(note, style="yellow"), soft_wrap=True)
+        console.print(Text(redact(clean(note)), style="yellow"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+from hil.secrets import REDACTED, take_out
+
+__all__ = ["REDACTED", "KeyBlocks", "clean", "cut_middle", "one_line", "redact"]
+
 #: Escape sequences of terminals: CSI, OSC and the two-byte ones (ECMA-48, 5.4 and 5.6).
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -~])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -14,8 +18,10 @@ _KEY_BLOCK = re.compile(
 _NAMED = re.compile(
     r"""(?ix)
     (
-        (?: password | passwd | passphrase | secret | api[_-]?key | token )
+        (?: password | passwd | passphrase | secret (?: [_-]access )? (?: [_-]key )? | api[_-]?key
+          | private[_-]?key | token )
         ["']? (?: \s{0,9} [=:] \s{0,9} | \s{1,9} (?= ["'] ) )
+        | -- (?: password | passwd | passphrase | secret | token ) \s{1,9}
         | authorization \s{0,9} : \s{0,9} (?: basic | bearer ) \s{1,9}
         | sshpass \s{1,9} -p \s{0,9}
     )
@@ -24,14 +30,42 @@ _NAMED = re.compile(
 )
 _URL = re.compile(r"(://[^\s/:@]{1,200}:)[^\s/@]{1,500}(?=@)")
 
-REDACTED = "[redacted]"
+_KEY_BEGINS = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")
+#: A line within a private key; continued input of a shell has ``>`` before it.
+_KEY_LINE = re.compile(r"[>\s]*(?:[A-Za-z0-9+/]+=*|(?:Proc-Type|DEK-Info):.*)\s*")
 
 
 def redact(text: str) -> str:
-    """``text`` with what looks like a private key, a password or a token taken out."""
+    """``text`` without the secrets that hil knows, and without what looks like one.
+
+    That is a private key, a password or a token.
+    """
+    text = take_out(text)
     text = _KEY_BLOCK.sub(rf"-----BEGIN \1----- {REDACTED}", text)
     text = _NAMED.sub(rf"\1{REDACTED}", text)
     return _URL.sub(rf"\1{REDACTED}", text)
+
+
+class KeyBlocks:
+    """:func:`redact` for text that comes line by line: private keys have many lines."""
+
+    #: Lines of a key, at most: its end may be lost.
+    LONGEST = 120
+
+    def __init__(self) -> None:
+        self._left = 0
+
+    def redact(self, line: str) -> str:
+        """The next line."""
+        if self._left:
+            self._left -= 1
+            if _KEY_LINE.fullmatch(line):
+                return REDACTED
+            if "-----END" in line:
+                self._left = 0
+        if (begin := _KEY_BEGINS.search(line)) and "-----END" not in line[begin.end() :]:
+            self._left = self.LONGEST
+        return redact(line)
 
 
 def clean(text: str) -> str:

@@ -91,9 +91,11 @@ def timeline(phases: Sequence[PhaseReached], start: float, end: float) -> str:
                     f"{escape(label)}</text>"
                 )
                 free = left + 6.4 * len(label) + 6
-    parts.append(
-        f'<text x="{_LEFT}" y="15" fill="#555555">seconds since the test began</text></svg>'
-    )
+    words = "seconds since the test began"
+    kept = sum(min(len(events), _PHASES) for events in list(rows.values())[:_SUBJECTS])
+    if left_out := sum(map(len, rows.values())) - kept:
+        words += f"; {left_out} more phases left out"
+    parts.append(f'<text x="{_LEFT}" y="15" fill="#555555">{words}</text></svg>')
     return "".join(parts)
 
 

@@ -103,7 +103,8 @@ def test_evidence_is_bounded_in_size_and_number() -> None:
     assert b"left out" in record.evidence[1].data
     assert record.evidence[2].data == b"\x89PNG"
     assert len(record.evidence) == module.EVIDENCE_COUNT
-    assert record.evidence_left_out == 103 - module.EVIDENCE_COUNT
+    assert len(record.evidence_left_out) == 103 - module.EVIDENCE_COUNT
+    assert record.evidence_left_out[-1] == "99 (0 bytes)"
 
 
 def test_steps_nest_within_a_thread_and_errors_are_kept() -> None:
