@@ -7,11 +7,13 @@ Only commands that change nothing are run; what they print is judged by
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from hil.deadline import Deadline
 from hil.doctor.check import Check, State
 from hil.doctor.freebsd_rows import Seen, judge
+from hil.doctor.freebsd_traffic import held
 from hil.errors import HilError
 from hil.lab.models import Lab
 from hil.platforms.contract import Function
@@ -72,13 +74,14 @@ def freebsd_host(
     try:
         answers |= {name: ask(command) or None for name, command in COMMANDS.items()}
         answers["vms"] = answers["vms"] or ""
-        found: tuple[Function, ...] | None = FreebsdBhyve(host, transport).functions(deadline)
-        why = ""
+        platform = FreebsdBhyve(host, transport)
+        functions = platform.functions(deadline)
+        guests = held(platform, functions, deadline)
     except HilError as error:
         if "release" not in answers:
             return [Check(host, "answers", State.MISSING, error.message, error.hint)]
-        found, why = None, error.explain()
-    return judge(read(host, answers, found, why), lab)
+        return judge(read(host, answers, None, error.explain()), lab)
+    return judge(replace(read(host, answers, functions), held=guests), lab)
 
 
 def read(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hil.doctor.check import Check, State
+from hil.doctor.freebsd_traffic import Held, traffic_rows
 from hil.errors import HilError
 from hil.iommu.faults import parse_fault_log
 from hil.lab.check import check_against
@@ -53,6 +54,8 @@ class Seen:
     firmware: tuple[str, ...] | None = None
     grub: bool | None = None
     functions: tuple[Function, ...] | None = None
+    held: tuple[Held, ...] = ()
+    """Functions that guests have now."""
     unread: Mapping[str, str] = field(default_factory=dict)
     """Why something cannot be read, by what it is."""
 
@@ -80,7 +83,8 @@ def judge(seen: Seen, lab: Lab | None = None) -> list[Check]:
         _grub(seen),
     ]
     wanted, complaints = _wanted(seen, lab)
-    return [*checks, *complaints, *(_device(seen, one) for one in wanted), *_budget(seen, wanted)]
+    checks += [*complaints, *(_device(seen, one) for one in wanted), *_budget(seen, wanted)]
+    return checks + traffic_rows(seen.host, seen.held)
 
 
 # ---- rows ------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import pytest
 
 from hil import journal
 from hil.deadline import Deadline, poll
+from hil.doctor.check import Check, State
+from hil.doctor.freebsd import freebsd_host
 from hil.errors import LabRefusalError
 from hil.guests.guest import Guest, GuestState
 from hil.guests.images import GuestImage
@@ -123,6 +125,31 @@ def test_a_start_without_iommu_fails_and_says_which_cause_it_was(platform: Freeb
         create(platform, "nic0-1", NIC)
     assert re.search(r"hw\.vmm\.(iommu|amdvi)\.enable=\"1\"", raised.value.hint)
     assert footprint(platform) == before
+    platform.give_back(reservation, soon())
+
+
+def test_the_doctor_tells_a_device_that_works_in_its_guest_from_one_that_does_not(
+    platform: FreebsdBhyve,
+) -> None:
+    def row() -> Check | None:
+        checks = freebsd_host("sim", platform.transport, soon())
+        return next((one for one in checks if one.name == "1/0/0 works in its guest"), None)
+
+    reservation = platform.reserve([NIC], soon())
+    assert row() is None
+    guest = Guest(create(platform, "nic0-1", NIC), guest_os("freebsd"))
+    # Assigned, and no driver has it yet.
+    before = row()
+    assert before is not None
+    assert before.state is State.MISSING
+    assert "neither MSI nor MSI-X is on" in before.evidence
+    assert not before.bad
+    guest.boot()
+    after = row()
+    assert after is not None
+    assert "MSI-X" in after.evidence
+    guest.destroy()
+    assert row() is None
     platform.give_back(reservation, soon())
 
 
