@@ -15,16 +15,16 @@ ROOT = Path(__file__).parents[1]
 
 #: From low to high; parts of one row may know one another, and every row knows those above it.
 LAYERS = (
-    ("errors", "deadline", "events"),
+    ("errors", "deadline", "events", "secrets"),
     ("pci", "iommu", "transport", "console", "qmp", "journal", "power"),
-    ("guests", "platforms", "emulated", "simulated"),
+    ("guests", "platforms", "emulated", "simulated", "gpu"),
     ("bench", "lab.models"),
     ("probes", "oracles"),
-    ("lab", "reporting", "compare", "repeat", "bisect", "doctor", "prove", "cli"),
+    ("lab", "reporting", "compare", "qualify", "repeat", "bisect", "doctor", "prove", "cli"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 #: What reporting hears, it hears from events: it knows no driver.
-REPORTING = {"errors", "deadline", "events", "reporting", "version"}
+REPORTING = {"errors", "deadline", "events", "secrets", "reporting", "version"}
 
 
 def imports(path: Path) -> Iterator[str]:

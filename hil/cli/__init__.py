@@ -5,7 +5,7 @@ One module a command or a family of them.  Exit codes are those of :mod:`hil.err
 """
 
 # In the order in which ``hil --help`` lists them.
-from hil.cli import run, prove, report, compare, devices, lab, image, recover, doctor  # noqa: I001, F401
+from hil.cli import run, prove, report, compare, qualify, bisect, devices, lab, image, recover, doctor  # noqa: I001, F401
 from hil.cli.app import main
 
 __all__ = ["main"]

@@ -401,12 +401,11 @@ def _waivers(
         expired = _expired(waiver, now)
         note = ""
         if name not in books.met:
-            known = key(waiver.test) in (*tests, *plain)
-            note = (
-                "matches nothing that was judged"
-                if known
-                else f"matches nothing: there is no such test{nearest(key(waiver.test), plain)}"
-            )
+            note = "matches nothing that was judged"
+            if key(waiver.test) not in (*tests, *plain):
+                names = [test.rpartition("::")[2] for test in plain]
+                word = waiver.test.rpartition("::")[2].partition("[")[0]
+                note = f"matches nothing: these runs have no such test{nearest(word, names)}"
         elif name not in books.waived:
             note = "no longer needed: what it is about passed"
         elif expired:

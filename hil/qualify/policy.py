@@ -15,13 +15,15 @@ import datetime as dt
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from hil.lab import document
 from hil.lab.document import InvalidFileError, Problem, bounded, key_of, nearest
 from hil.lab.models import Ids, LabKind, Name, PlatformName, SerialNumber
+
+Item = TypeVar("Item")
 
 
 def _link(value: str) -> str:
@@ -39,6 +41,15 @@ def _test(value: str) -> str:
     return value
 
 
+def _some(values: tuple[Item, ...]) -> tuple[Item, ...]:
+    if not values:
+        raise ValueError("should not be empty")
+    return values
+
+
+Provenance = Annotated[tuple[LabKind, ...], AfterValidator(_some)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,7 +61,7 @@ class PolicySection(_Model):
     """What is qualified, as the verdict calls it."""
     max_age_days: int = Field(ge=1, le=3650)
     """Results of runs that started earlier say nothing any more."""
-    provenance: tuple[LabKind, ...] = Field(default=(LabKind.PHYSICAL,), min_length=1)
+    provenance: Provenance = (LabKind.PHYSICAL,)
     """The kinds of lab whose results count; all others do not."""
 
 
@@ -58,7 +69,7 @@ class Requirement(_Model):
     """Suites that must pass, on each device, with each guest, on each platform."""
 
     title: str = Field(default="", max_length=100)
-    suites: tuple[Name, ...] = Field(min_length=1)
+    suites: Annotated[tuple[Name, ...], AfterValidator(_some)]
     devices: tuple[Name, ...] = ()
     """By their inventory names; empty: only tests that use no device.  What a suite has of those
     must pass in any case."""
@@ -72,7 +83,7 @@ class Requirement(_Model):
     """How often tests of repetition must have repeated in a run (``hil run --cycles``)."""
     allow_skips: bool = False
     """Whether a test that was skipped is passed over, instead of lacking."""
-    provenance: tuple[LabKind, ...] | None = Field(default=None, min_length=1)
+    provenance: Provenance | None = None
     """In place of the policy's."""
     max_age_days: int | None = Field(default=None, ge=1, le=3650)
     """In place of the policy's."""
