@@ -70,7 +70,7 @@ def _examine(inventory: Lab, name: str) -> list[Check]:
     try:
         if inventory.hosts[name].platform == "freebsd-bhyve":
             return freebsd_host(name, transport, deadline, inventory)
-        return linux_host(name, transport, deadline)
+        return linux_host(name, transport, deadline, inventory)
     finally:
         transport.close()
 

@@ -6,16 +6,18 @@ Pure: facts in, rows out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hil.doctor.check import Check, State
+from hil.doctor.devices import Devices, device_rows
 from hil.doctor.freebsd_traffic import Held, traffic_rows
 from hil.errors import HilError
 from hil.iommu.faults import parse_fault_log
 from hil.lab.check import check_against
 from hil.lab.models import Lab
 from hil.pci.address import Address
+from hil.platforms.bar_windows import BHYVE
 from hil.platforms.contract import Function
 from hil.platforms.freebsd_state import (
     Cause,
@@ -33,9 +35,6 @@ from hil.platforms.freebsd_text import PPTDEVS, Release, pptdevs, pptdevs_ignore
 PAGE = 4096
 #: Two guests of 256 MiB.
 WIRED_NEEDED = 512 << 20
-#: bhyve's windows for BARs (usr.sbin/bhyve/pci_emul.c): one for 64-bit BARs above 128 MiB,
-#: whose end it does not check, one below 4 GiB for all others.
-WINDOW_64, WINDOW_32, SMALL = 32 << 30, 512 << 20, 128 << 20
 #: pptdevs lines: documented, and what the kernel's copy of the environment takes (KENV_MNAMELEN
 #: and KENV_MVALLEN of sys/sys/kenv.h), name and ``=`` included.
 LINE_DOCUMENTED, LINE_TAKEN = 128, 258
@@ -83,8 +82,9 @@ def judge(seen: Seen, lab: Lab | None = None) -> list[Check]:
         _grub(seen),
     ]
     wanted, complaints = _wanted(seen, lab)
-    checks += [*complaints, *(_device(seen, one) for one in wanted), *_budget(seen, wanted)]
-    return checks + traffic_rows(seen.host, seen.held)
+    checks += [*complaints, *(_device(seen, one) for found in wanted.values() for one in found)]
+    checks += traffic_rows(seen.host, seen.held)
+    return checks + device_rows(seen.host, wanted, seen.functions or (), BHYVE)
 
 
 # ---- rows ------------------------------------------------------------------------
@@ -447,21 +447,27 @@ def _grub(seen: Seen) -> Check:
 # ---- devices ---------------------------------------------------------------------
 
 
-def _wanted(seen: Seen, lab: Lab | None) -> tuple[tuple[Function, ...], list[Check]]:
-    """The functions that the lab passes (without a lab: those reserved), and what is amiss."""
+def _wanted(seen: Seen, lab: Lab | None) -> tuple[Devices, list[Check]]:
+    """The devices that the lab passes (without a lab: what is reserved), and what is amiss."""
     if seen.functions is None:
-        return (), [_not_shown(seen, "functions", "functions", "pciconf -lvbce")]
+        return {}, [_not_shown(seen, "functions", "functions", "pciconf -lvbce")]
     if lab is None or not lab.devices_of(seen.host):
-        return tuple(one for one in seen.functions if one.reserved), []
+        cards: dict[str, list[Function]] = {}
+        for one in seen.functions:
+            if one.reserved:
+                cards.setdefault(str(one.address).rpartition(".")[0], []).append(one)
+        return cards, []
     try:
-        by_device = check_against(lab, seen.host, seen.functions)
+        return check_against(lab, seen.host, seen.functions), []
     except HilError as error:
-        named = {a for device in lab.devices_of(seen.host).values() for a in device.functions}
         row = _row(
             seen, "the inventory's devices", False, error.message, error.hint or "hil devices"
         )
-        return tuple(one for one in seen.functions if one.address in named), [row]
-    return tuple(one for found in by_device.values() for one in found), []
+    named = {
+        name: [one for one in seen.functions if one.address in device.functions]
+        for name, device in lab.devices_of(seen.host).items()
+    }
+    return named, [row]
 
 
 def _device(seen: Seen, function: Function) -> Check:
@@ -514,19 +520,3 @@ def _left_behind(seen: Seen, function: Function) -> list[str]:
 
 def _place(address: Address) -> tuple[int, int, int]:
     return address.domain, address.bus, address.device
-
-
-def _budget(seen: Seen, wanted: Sequence[Function]) -> list[Check]:
-    """Whether all their BARs fit into one guest; bhyve does not say when one does not."""
-    bars = [bar for one in wanted for bar in one.bars if bar.memory]
-    if not bars:
-        return []
-    large = sum(bar.size for bar in bars if bar.wide and bar.size > SMALL)
-    small = sum(bar.size for bar in bars if not (bar.wide and bar.size > SMALL))
-    evidence = (
-        f"{large >> 20} MiB of {WINDOW_64 >> 20} MiB above 4 GiB, "
-        f"{small >> 20} MiB of {WINDOW_32 >> 20} MiB below, all together"
-    )
-    fits = large <= WINDOW_64 and small <= WINDOW_32
-    remedy = "[pass fewer at once: bhyve leaves a BAR that does not fit out without a word]"
-    return [_row(seen, "BARs fit into a guest", fits, evidence, remedy, needed=False)]

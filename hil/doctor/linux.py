@@ -7,7 +7,12 @@ from collections.abc import Callable, Mapping
 
 from hil.deadline import Deadline
 from hil.doctor.check import Check, State
+from hil.doctor.devices import device_rows
 from hil.errors import HilError
+from hil.lab.check import check_against
+from hil.lab.models import Lab
+from hil.platforms.bar_windows import address_bits, q35
+from hil.platforms.linux import LinuxVfio
 from hil.transport.base import Transport
 
 #: Prints ``name=value`` lines; a value that cannot be read is left out.  Changes nothing.
@@ -20,6 +25,7 @@ echo "kernel=$(uname -r)"
 [ -d /sys/kernel/iommu_groups ] && echo "groups=$(ls /sys/kernel/iommu_groups | wc -l)"
 [ -r /proc/cmdline ] && echo "cmdline=$(cat /proc/cmdline)"
 [ -r /proc/cpuinfo ] && echo "cpu=$(grep -m1 '^vendor_id' /proc/cpuinfo | cut -d: -f2)"
+[ -r /proc/cpuinfo ] && echo "bits=$(grep -m1 '^address sizes' /proc/cpuinfo | tr -cs 0-9 ' ')"
 if [ -d /sys/bus/pci/drivers/vfio-pci ]; then echo vfio=loaded
 elif modprobe -n -q vfio-pci; then echo vfio=loadable
 elif command -v modprobe >/dev/null; then echo vfio=none
@@ -31,13 +37,25 @@ exit 0
 """
 
 
-def linux_host(host: str, transport: Transport, deadline: Deadline) -> list[Check]:
-    """Checks of a host with the platform ``linux-vfio``."""
+def linux_host(
+    host: str, transport: Transport, deadline: Deadline, lab: Lab | None = None
+) -> list[Check]:
+    """Checks of a host with the platform ``linux-vfio``, and of the lab's devices in it."""
     try:
         result = transport.run(["sh", "-c", LINUX_SURVEY], deadline=deadline, limit=65536)
     except HilError as error:
         return [Check(host, "answers", State.MISSING, error.message, error.hint)]
-    return judge_linux(host, parse_survey(result.stdout))
+    seen = parse_survey(result.stdout)
+    checks = judge_linux(host, seen)
+    if lab is None or not lab.devices_of(host):
+        return checks
+    try:
+        functions = LinuxVfio(host, transport, python=False).functions(deadline)
+        devices = check_against(lab, host, functions)
+    except HilError as error:
+        name = "the inventory's devices"
+        return [*checks, Check(host, name, State.MISSING, error.message, error.hint)]
+    return checks + device_rows(host, devices, functions, q35(address_bits(seen.get("bits", ""))))
 
 
 def parse_survey(text: str) -> dict[str, str]:

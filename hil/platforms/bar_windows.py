@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hil.pci.budget import GIB, WantedBar, Windows, resizable
 from hil.platforms.contract import Function
 
@@ -34,6 +36,16 @@ def q35(address_bits: int) -> Windows:
         high_size=None,
         high_end=1 << address_bits,
     )
+
+
+def address_bits(sizes: str) -> int:
+    """Of a processor whose ``address sizes`` (Linux, /proc/cpuinfo) hold these numbers.
+
+    The first number is of physical addresses; where there is none, the fewest that
+    processors with an IOMMU have.
+    """
+    found = re.search(r"\d{1,2}", sizes)
+    return int(found[0]) if found else 39
 
 
 def wanted_bars(function: Function, bus: int = 0) -> tuple[WantedBar, ...]:

@@ -1,0 +1,97 @@
+"""Checks of the devices that a lab passes to guests, whatever its hosts run.
+
+Pure: functions in, rows out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from hil.doctor.check import Check, State
+from hil.gpu.known import is_gpu, rest_of_card, vendor_of
+from hil.gpu.statement import statement
+from hil.pci.budget import Windows, advice, human, plan
+from hil.platforms.bar_windows import wanted_bars
+from hil.platforms.contract import Function
+
+#: Of the guest that BARs are to fit into: room for a GPU's driver.
+GUEST_MEMORY = 8 << 30
+
+Devices = Mapping[str, Sequence[Function]]
+"""Functions that travel together, by the name of their device."""
+
+
+def device_rows(
+    host: str, devices: Devices, everything: Iterable[Function], windows: Windows
+) -> list[Check]:
+    """Rows for the devices of one host, of which ``everything`` are the functions."""
+    everything = tuple(everything)
+    checks = budget_rows(host, devices, windows)
+    for name, functions in devices.items():
+        for function in functions:
+            if is_gpu(function):
+                checks.append(_whole(host, name, function, functions, everything))
+                checks.append(_between_guests(host, function))
+    return checks
+
+
+def budget_rows(host: str, devices: Devices, windows: Windows) -> list[Check]:
+    """PF6: whether a guest has room for all BARs; where it has not, hypervisors may be silent."""
+    name = "BARs fit into a guest"
+    cards = {
+        device: [b for f in found for b in wanted_bars(f)] for device, found in devices.items()
+    }
+    bars = [bar for card in cards.values() for bar in card]
+    if not bars:
+        return []
+    alone = {device: plan(card, windows, GUEST_MEMORY).left_out for device, card in cards.items()}
+    together = plan(bars, windows, GUEST_MEMORY)
+    if together.fits:
+        low = sum(bar.size for bar, address in together.placed.items() if address < 1 << 32)
+        high = sum(bar.size for bar in bars) - low
+        evidence = f"all together: {human(low)} below 4 GiB, {human(high)} above ({windows.name})"
+        return [Check(host, name, State.FOUND, evidence, needed=False)]
+    missing = [bar for left_out in alone.values() for bar in left_out] or together.left_out
+    how = "even alone" if any(alone.values()) else "all together"
+    bars_told = ", ".join(map(str, missing))
+    evidence = f"{windows.name} has no room, {how}, for {bars_told}: a guest will not see it"
+    remedy = f"[{advice(cards, windows, GUEST_MEMORY)}]"
+    return [Check(host, name, State.MISSING, evidence, remedy, needed=False)]
+
+
+def _whole(
+    host: str,
+    device: str,
+    function: Function,
+    functions: Iterable[Function],
+    everything: Iterable[Function],
+) -> Check:
+    """GP5: a GPU is all its functions."""
+    name = f"GPU {function.address} is whole"
+    chosen = {one.address for one in functions}
+    rest = rest_of_card(function, everything)
+    left = [other for other in rest if other.address not in chosen]
+    if left:
+        told = ", ".join(
+            f"its {other.config.class_name} {other.address} ({other.driver or 'no driver'})"
+            for other in left
+        )
+        every = sorted({*chosen, *(other.address for other in left)})
+        remedy = "functions = [" + ", ".join(f'"{address}"' for address in every) + "]"
+        evidence = f"left on the host: {told}"
+        return Check(host, name, State.MISSING, evidence, f"[devices.{device}: {remedy}]", False)
+    with_it = ", ".join(f"{other.config.class_name} {other.address}" for other in rest)
+    evidence = f"goes with {with_it}" if with_it else "has one function"
+    return Check(host, name, State.FOUND, evidence, needed=False)
+
+
+def _between_guests(host: str, function: Function) -> Check:
+    """What a GPU is between two guests: its reset, its option ROM, what is known of it."""
+    said = statement(function)
+    vendor = vendor_of(function)
+    state = State.FOUND if said.resets and not said.quirks else State.UNKNOWN
+    if not said.resets:
+        state = State.MISSING
+    evidence = f"{vendor.name if vendor else 'a vendor not known'}: {said}"
+    remedy = "[expect it to work once a boot of the host; suites/gpu tells]"
+    return Check(host, f"GPU {function.address} between guests", state, evidence, remedy, False)

@@ -1,0 +1,33 @@
+"""NVIDIA's cards."""
+
+from __future__ import annotations
+
+from hil.gpu.vendor import Quirk, Vendor
+
+NVIDIA = Vendor(
+    name="NVIDIA",
+    vendor=0x10DE,
+    drivers={"linux": ("nvidia", "nouveau"), "freebsd": ("nvidia",)},
+    tool=("nvidia-smi", "-q"),
+    opencl="Debian's non-free: nvidia-opencl-icd and nvidia-kernel-dkms",
+    hiding=(
+        "GeForce cards' drivers before R465 (2021) stopped where they knew the hypervisor "
+        "(Windows: code 43; Linux: 'Unable to determine the device handle'); newer ones do not"
+    ),
+    quirks=(
+        Quirk(
+            "a bus reset wedges it: the host must not use one",
+            "Linux, drivers/pci/quirks.c, quirk_nvidia_no_bus_reset()",
+            (range(0x2340, 0x2380), range(0x1EB8, 0x1EB9)),
+        ),
+        Quirk(
+            "where a guest's driver falls back to INTx, its interrupts may never come",
+            "bug catalogue 31",
+        ),
+        Quirk(
+            "boards with a video output have an audio function, and some a USB and a UCSI one, "
+            "in the same slot: all must go to the guest",
+            "test catalogue GP5",
+        ),
+    ),
+)

@@ -1,0 +1,13 @@
+"""virtio-gpu: a display that QEMU emulates; no computing."""
+
+from __future__ import annotations
+
+from hil.gpu.vendor import Vendor
+
+VIRTIO = Vendor(
+    name="virtio-gpu",
+    vendor=0x1AF4,
+    # Of PCI; the display's own driver, virtio_gpu, sits on the virtio bus.
+    drivers={"linux": ("virtio-pci",), "freebsd": ("virtio_pci",)},
+    devices=(range(0x1050, 0x1051),),
+)

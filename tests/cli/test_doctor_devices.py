@@ -1,0 +1,113 @@
+"""The doctor's rows of devices, and of GPUs above all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hil.doctor.check import Check, State
+from hil.doctor.devices import device_rows
+from hil.pci.address import Address
+from hil.pci.budget import Windows
+from hil.platforms.bar_windows import BHYVE, address_bits, q35
+from hil.platforms.contract import Bar, Function
+from tests.fakes import FLR, MSI, PM_KEEPS, config, function
+
+GIB, MIB = 1 << 30, 1 << 20
+CARD, AUDIO, OTHER = Address(0, 3, 0, 0), Address(0, 3, 0, 1), Address(0, 4, 0, 0)
+
+
+def of_class(found: Function, code: int) -> Function:
+    data = bytearray(found.config.data)
+    data[9:12] = code.to_bytes(3, "little")
+    return replace(found, config=replace(found.config, data=bytes(data)))
+
+
+def gpu(
+    address: Address = CARD, *sizes: int, ids: tuple[int, int] = (0x10DE, 0x1B39), **more: object
+) -> Function:
+    found = function(
+        address,
+        config=config(vendor=ids[0], device=ids[1], capabilities=[MSI, FLR]),
+        bars=[Bar(2 * i, 0, size, True, True, True) for i, size in enumerate(sizes)],
+        driver="vfio-pci",
+    )
+    return of_class(replace(found, **more), 0x030000)  # type: ignore[arg-type]
+
+
+def audio() -> Function:
+    return of_class(function(AUDIO, driver="snd_hda_intel"), 0x040300)
+
+
+def rows(
+    devices: Mapping[str, Sequence[Function]], *more: Function, windows: Windows = BHYVE
+) -> dict[str, Check]:
+    everything = [one for found in devices.values() for one in found]
+    checks = device_rows("alpha", devices, [*everything, *more], windows)
+    assert not any(check.bad for check in checks), "a host can be used in spite of these"
+    return {check.name: check for check in checks}
+
+
+def test_cards_that_fit_are_told_with_how_much_they_take() -> None:
+    check = rows({"gpu0": [gpu(CARD, 16 * GIB, 32 * MIB)]})["BARs fit into a guest"]
+    assert check.state is State.FOUND
+    assert check.evidence == "all together: 32 MiB below 4 GiB, 16 GiB above (bhyve)"
+
+
+def test_cards_that_fit_one_by_one_only_are_told_with_a_way_out() -> None:
+    devices = {"p10": [gpu(CARD, 32 * GIB)], "mi50": [gpu(OTHER, 16 * GIB)]}
+    check = rows(devices)["BARs fit into a guest"]
+    assert check.state is State.MISSING
+    assert check.evidence == (
+        "bhyve has no room, all together, for BAR0 of 0000:04:00.0 (16 GiB): "
+        "a guest will not see it"
+    )
+    assert check.remedy == "[they fit into separate guests: p10; mi50]"
+    assert rows(devices, windows=q35(46))["BARs fit into a guest"].state is State.FOUND
+
+
+def test_without_bars_nothing_is_told_of_them() -> None:
+    assert rows({"nic0": [function()]}) == {}
+
+
+def test_a_function_of_a_gpu_that_is_left_on_the_host_is_named() -> None:
+    check = rows({"gpu0": [gpu()]}, audio())["GPU 0000:03:00.0 is whole"]
+    assert check.state is State.MISSING
+    assert check.evidence == ("left on the host: its audio device 0000:03:00.1 (snd_hda_intel)")
+    assert check.remedy == '[devices.gpu0: functions = ["0000:03:00.0", "0000:03:00.1"]]'
+
+
+def test_a_gpu_with_all_its_functions_is_whole() -> None:
+    check = rows({"gpu0": [gpu(), audio()]})["GPU 0000:03:00.0 is whole"]
+    assert (check.state, check.evidence) == (State.FOUND, "goes with audio device 0000:03:00.1")
+    alone = rows({"gpu0": [gpu()]}, gpu(OTHER))["GPU 0000:03:00.0 is whole"]
+    assert (alone.state, alone.evidence) == (State.FOUND, "has one function")
+
+
+def test_what_a_gpu_is_between_two_guests() -> None:
+    check = rows({"gpu0": [gpu(ids=(0x1234, 0x1111))]})["GPU 0000:03:00.0 between guests"]
+    assert check.state is State.FOUND
+    assert check.evidence.startswith(
+        "a vendor not known: has FLR; the platform resets it by flr; registers and DMA are cleared"
+    )
+
+
+def test_a_gpu_that_nothing_resets_is_told() -> None:
+    keeps = config(vendor=0x10DE, capabilities=[MSI, PM_KEEPS])
+    found = of_class(function(CARD, config=keeps, reset_methods=()), 0x030000)
+    check = rows({"gpu0": [found]})["GPU 0000:03:00.0 between guests"]
+    assert check.state is State.MISSING
+    assert "a D3hot that resets nothing (NoSoftRst); the platform resets it by nothing" in (
+        check.evidence
+    )
+
+
+def test_a_known_quirk_leaves_it_open() -> None:
+    check = rows({"gpu0": [gpu(ids=(0x1002, 0x66A1))]})["GPU 0000:03:00.0 between guests"]
+    assert check.state is State.UNKNOWN
+    assert "vendor-reset" in check.evidence
+
+
+def test_a_processor_s_address_bits_are_read() -> None:
+    assert address_bits(" 46 48 ") == 46
+    assert address_bits("") == 39
