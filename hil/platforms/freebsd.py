@@ -620,7 +620,7 @@ class FreebsdBhyve(Platform):
             )
         self._load_vmm(deadline)
         self._run("kldload", "-n", "nmdm", deadline=deadline)
-        passed = [Passed(a, self._form(a, spec.form, deadline)) for a in spec.devices]
+        passed = [self._passed(address, spec.form, deadline) for address in spec.devices]
         machine = BhyveMachine(
             host=self.host,
             transport=self.transport,
@@ -639,19 +639,25 @@ class FreebsdBhyve(Platform):
 
     @property
     def address_forms(self) -> tuple[str, ...]:
-        """``ppt0``, ``3/0/0``, ``pci0:3:0:0``: what this release's passthru takes, best first."""
-        return ("name", "slashes", "selector") if self.release >= PPT_NAMES else ("slashes",)
+        """``ppt0``, ``3/0/0``, ``pci0:3:0:0``, ``ppt0`` by configuration variables.
 
-    def _form(self, address: Address, form: str, deadline: Deadline) -> str:
+        What this release's bhyve takes, the best first.
+        """
+        if self.release < PPT_NAMES:
+            return ("slashes",)
+        return ("name", "slashes", "selector", "variables")
+
+    def _passed(self, address: Address, form: str, deadline: Deadline) -> Passed:
         """How bhyve is told a function."""
         if address.domain != 0:
             raise InventoryError(f"{address} is not in PCI domain 0", host=self.host)
-        if (form or self.address_forms[0]) == "name":
+        form = form or self.address_forms[0]
+        if form in ("name", "variables"):
             name, attached = self._driver_of(address, deadline)
             if attached and name.startswith(STUB):
-                return name
+                return Passed(address, name, keys=form == "variables")
         # Also where it is not ppt's: bhyve itself is to say so.
-        return address.selector if form == "selector" else address.slashes
+        return Passed(address, address.selector if form == "selector" else address.slashes)
 
     def _explain(self, machine: BhyveMachine, program: str, status: int, seen: str) -> Refusal:
         deadline = Deadline(30, f"the reason why {program} refused")

@@ -137,6 +137,15 @@ class Passed:
     address: Address
     form: str
     """As bhyve's ``passthru`` takes it: ``ppt0`` or ``0/5/0``."""
+    keys: bool = False
+    """Tell it by configuration variables (bhyve_config(5)), which take a name of ppt's only."""
+
+    def arguments(self, slot: int) -> list[str]:
+        """The words of bhyve's command line that put it into a slot of the guest."""
+        if not self.keys:
+            return ["-s", f"{slot},passthru,{self.form}"]
+        device = f"pci.0.{slot}.0"
+        return ["-o", f"{device}.device=passthru", "-o", f"{device}.pptdev={self.form}"]
 
 
 @dataclass
@@ -328,7 +337,7 @@ class BhyveMachine:
         command += ["-s", f"{_NETWORK},virtio-net,{self._tap},mac={self.mac}"]
         command += ["-s", f"{_DISK},virtio-blk,{self.disk}", "-s", f"{_RANDOM},virtio-rnd"]
         for index, passed in enumerate(self.passed):
-            command += ["-s", f"{FIRST_SLOT + index},passthru,{passed.form}"]
+            command += passed.arguments(FIRST_SLOT + index)
         if waiting:
             command += ["-G", f"w{self.debug_address}{self.debug_port}"]
         return [*command, self.vm]
