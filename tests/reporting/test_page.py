@@ -5,16 +5,20 @@ The browser's test needs Chromium (Debian: the package ``chromium``) and Allure 
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-import shutil
-import subprocess
+import zlib
+from io import StringIO
+from pathlib import Path
 
 import pytest
 
-from hil.errors import HilError
+from hil.errors import HilError, LabError
 from hil.reporting import html
+from hil.reporting import page as packing
 from tests.plugin.conftest import RunHil, labs, run_hil
+from tests.reporting import browser
 
 __all__ = ["labs", "run_hil"]
 
@@ -98,31 +102,15 @@ def test_the_page_is_one_file_that_needs_no_other(
     text = page.read_text()
     assert page == ran.run / "report.html"
     assert not re.search(r"""<(?:script|link|img)[^>]+(?:src|href)=["'](?!data:)[^"']""", text)
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
+    if not browser.CHROMIUM:
         pytest.skip("chromium is not installed")
-    dom = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={ran.directory / 'profile'}",
-            "--virtual-time-budget=10000",
-            "--dump-dom",
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    for words in ("DM1 wrong", "DM1 gone", "rack", "physical", "nic0"):
-        assert words in dom, words
+    with browser.page(ran.directory / "profile", page.as_uri()) as shown:
+        shown.wait_for("DM1 wrong", "DM1 gone", "rack", "physical", "nic0")
+        shown.click("nic1")  # what passed is folded up
+        shown.click("DM1 bytes arrive [nic1]")
+        shown.wait_for("boot guest g1", "PR 222937")
+        shown.click("log: commands and consoles")
+        shown.wait_for("$ lspci", "| debian login:")
 
 
 @needs_allure
@@ -135,3 +123,76 @@ def test_a_report_is_made_of_a_run_that_was_killed(
     (ran.run / "run.json").write_text(json.dumps({**state, "state": "running", "tests": 9}))
     next((ran.run / "allure-results").glob("*-result.json")).write_text('{"name": "cut sh')
     assert "INCOMPLETE" in html.generate(ran.run).read_text()
+
+
+# ---- packing ---------------------------------------------------------------------------
+
+INDEX = """<html><head><link rel="preload" href="a.woff" as="font">
+<link rel="stylesheet" href="m.css">
+</head><body><script   src="app-1.js"></script>
+<script async src="https://statistics.example.org/gtag/js?id=G-1"></script>
+<script async>
+  window.allureReportDataReady = true;
+</script></body></html>"""
+
+
+def folder(path: Path, index: str = INDEX, **files: bytes) -> Path:
+    (path / "data" / "attachments").mkdir(parents=True)
+    (path / "index.html").write_text(index)
+    (path / "summary.json").write_text("{}")
+    (path / "m.css").write_text("p { color: red }")
+    (path / "app-1.js").write_text("go()")
+    for name, data in files.items():
+        (path / "data" / "attachments" / name).write_bytes(data)
+    return path
+
+
+def unpacked(page: str) -> dict[str, bytes]:
+    """What is in a page, by name."""
+    stored = re.findall(r'<script type="application/octet-stream" id="hil-(\w+)">([^<]*)<', page)
+    blocks = {name: zlib.decompress(base64.b64decode(text)) for name, text in stored}
+    index = json.loads(blocks.pop("index"))
+    assert index["programs"] == ["app-1.js"]
+    files = {}
+    for number, names in enumerate(index["blocks"]):
+        data = blocks.pop(str(number))
+        for name, size in names:
+            files[name], data = data[:size], data[size:]
+        assert not data
+    assert not blocks
+    return files
+
+
+def test_all_files_are_in_the_page_and_nothing_refers_to_another(tmp_path: Path) -> None:
+    contents = {f"a{n}.txt": bytes([n]) * n * 4000 for n in range(40)}
+    contents["big.bin"] = bytes(range(256)) * 4 * 1024
+    target = StringIO()
+    packing.pack(folder(tmp_path, **contents), target)
+    page = target.getvalue()
+    files = unpacked(page)
+    assert files.pop("app-1.js") == b"go()"
+    assert "p { color: red }" in page
+    assert files == {f"data/attachments/{name}": data for name, data in contents.items()}
+    assert "example.org" not in page
+    assert ".woff" not in page
+    assert len(page) < 60_000, "it is compressed"
+
+
+def test_what_is_alike_is_compressed_together(tmp_path: Path) -> None:
+    record = json.dumps({f"a key of some length {n}": n for n in range(60)}).encode()
+    target = StringIO()
+    packing.pack(folder(tmp_path, **{f"{n}.json": record for n in range(500)}), target)
+    assert len(target.getvalue()) < 500 * len(record) / 20
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        INDEX.replace("Ready = true", "Ready = 1"),
+        INDEX.replace("</body>", "<script>window.allureReportDataReady = true;</script></body>"),
+        INDEX.replace('src="app-1.js"', ""),
+    ],
+)
+def test_a_page_of_another_make_is_refused(tmp_path: Path, index: str) -> None:
+    with pytest.raises(LabError, match="otherwise than hil knows"):
+        packing.pack(folder(tmp_path, index), StringIO())
