@@ -149,9 +149,12 @@ def test_options_given_now_come_after_those_of_then(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr(
-        "pytest.main", lambda arguments, plugins: seen.append(list(arguments)) or pytest.ExitCode.OK
-    )
+
+    def main(arguments: list[str], plugins: object) -> pytest.ExitCode:
+        seen.append(list(arguments))
+        return pytest.ExitCode.OK
+
+    monkeypatch.setattr("pytest.main", main)
     run = noted(lab.parent, "--hil-lab=here.toml", "--hil-danger=1", "--hil-cycles=9")
     assert cli.main(["run", "--like", run.name, "--cycles", "4", "--", "-x"]) == 0
     assert cli.main(["run", "--like", "latest", "--lab", "emulated", "--labs", "2"]) == 0
