@@ -36,6 +36,7 @@ from hil.iommu.tables import (
     Translation,
     TranslationFault,
     described,
+    is_run,
     merged,
     too_much,
 )
@@ -338,8 +339,15 @@ class AmdviTables:
                 raise too_much(what, entry.requester_id)
             span = _span(level)
             table = self._memory.words(above.physical, 512, f"level {level} table")
+            run = (
+                level == 1
+                and above.length >= len(table) * span
+                and not table[0] >> _LEVEL_SHIFT & 7
+                and self._below(1, table[0]) == self._below(1, table[-1]) == 0
+                and is_run(table, span)
+            )
             # the six levels could hold more than an address has bits
-            for index, value in enumerate(table[: max(1, above.length // span)]):
+            for index, value in enumerate(table[: 1 if run else max(1, above.length // span)]):
                 below = self._below(level, value)
                 readable = above.readable and bool(value & _READ)
                 writable = above.writable and bool(value & _WRITE)
@@ -349,7 +357,8 @@ class AmdviTables:
                 if below == 0:
                     size = _page_size(level, value)
                     physical = base & ~(size - 1) | iova & (size - 1)
-                    yield Mapping(iova, physical, span, readable, writable)
+                    length = span * len(table) if run else span
+                    yield Mapping(iova, physical, length, readable, writable)
                 else:
                     length = min(span, _span(below + 1))
                     yield from walk(Mapping(iova, base, length, readable, writable), below)

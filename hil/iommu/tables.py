@@ -166,6 +166,17 @@ class TableMemory:
         return struct.unpack(f"<{count}Q", self.read(address, 8 * count, what))
 
 
+def is_run(table: tuple[int, ...], step: int) -> bool:
+    """Whether each entry of a paging structure is the one before plus ``step``.
+
+    It is where contiguous memory is mapped, and millions of pages need no look at each: all but
+    the addresses in such entries is the same.
+    """
+    return table[1] - table[0] == step and table == tuple(
+        range(table[0], table[0] + len(table) * step, step)
+    )
+
+
 def merged(leaves: Iterable[Mapping], requester_id: int, limit: int) -> tuple[Mapping, ...]:
     """``leaves``, which come by DMA address, with neighbours that continue one another joined.
 

@@ -27,6 +27,7 @@ from hil.iommu.tables import (
     Translation,
     TranslationFault,
     described,
+    is_run,
     merged,
     too_much,
 )
@@ -367,14 +368,19 @@ class VtdTables:
                 raise too_much(what, entry.requester_id)
             size = 1 << 12 + 9 * (level - 1)
             table = self._memory.words(above.physical, 512, f"level {level} table")
-            for index, value in enumerate(table):
+            run = (
+                self._is_leaf(level, table[0])
+                and is_run(table, size)
+                and not table[-1] & self._reserved(level, table[-1])
+            )
+            for index, value in enumerate(table[:1] if run else table):
                 readable = above.readable and bool(value & _READ)
                 writable = above.writable and bool(value & _WRITE)
                 if not (readable or writable) or value & self._reserved(level, value):
                     continue
                 address = above.iova + index * size
                 base = value & ((1 << 52) - PAGE)
-                inner = Mapping(address, base, size, readable, writable)
+                inner = Mapping(address, base, size * 512 if run else size, readable, writable)
                 if self._is_leaf(level, value):
                     yield inner
                 else:

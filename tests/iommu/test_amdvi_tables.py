@@ -321,6 +321,15 @@ def test_ranges_and_single_addresses_agree(seed: int) -> None:
             image.map(table, (3, 2, 1), rng.randrange(1 << 12) << 12, physical, size=size)
         else:  # level 2 is skipped for the second GiB
             image.map(table, (3, 1), GIB | rng.randrange(512) << 12, physical, size=size)
+    # Whole tables of contiguous memory, but for some page of every second one.
+    for start in (9 << 21, 10 << 21, GIB + 2 * MIB):
+        levels = (3, 1) if start >= GIB else (3, 2, 1)
+        physical = rng.randrange(64) << 12
+        for offset in range(0, 2 * MIB, PAGE):
+            image.map(table, levels, start + offset, physical + offset)
+        if rng.random() < 0.5:
+            at = start + (rng.randrange(512) << 12)
+            image.map(table, levels, at, rng.randrange(64) << 12, rights=rng.choice([0, READ]))
     for _ in range(3):
         at = image.path(table, (3, 2), rng.randrange(8) << 21)[-1]
         image.set_qword(at, image.qword(at) & ~rng.choice([READ, WRITE, PRESENT]))

@@ -127,6 +127,20 @@ def test_adjacent_pages_merge_if_alike() -> None:
     )
 
 
+def test_of_contiguous_memory_only_what_exists_is_a_range() -> None:
+    image = Image()
+    table = image.context(RID, width=39)
+    for n in range(512):
+        image.map(table, 39, n << 12, (1 << 32) - (100 - n) * 4096)
+        if n:
+            image.map(table, 39, n << 21, n << 21, level=2)
+    reader = VtdTables(image, image.root, host_address_width=32)
+    assert reader.mappings(RID) == (
+        Mapping(0, (1 << 32) - 100 * 4096, 100 * 4096, True, True),
+        Mapping(1 << 21, 1 << 21, (1 << 30) - (1 << 21), True, True),
+    )
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_ranges_and_single_addresses_agree(seed: int) -> None:
     rng = random.Random(seed)
@@ -138,6 +152,14 @@ def test_ranges_and_single_addresses_agree(seed: int) -> None:
     at = image.entry_address(table, 39, 0, 2)
     image.set_qword(at, image.qword(at) & ~rng.choice([READ, WRITE]))
     image.set_qword(image.entry_address(table, 39, 8 << 21, 2), BIG | 4 << 21 | 3)
+    # Whole tables of contiguous memory, but for some page of every second one.
+    for start in (9 << 21, 10 << 21, 11 << 21):
+        physical = rng.randrange(64) << 12
+        for offset in range(0, 1 << 21, 4096):
+            image.map(table, 39, start + offset, physical + offset)
+        if rng.random() < 0.5:
+            at = start + (rng.randrange(512) << 12)
+            image.map(table, 39, at, rng.randrange(64) << 12, rights=rng.choice([0, 1, 3]))
     reader = VtdTables(image, image.root)
     covered = {
         (iova, mapping.physical + iova - mapping.iova, mapping.readable, mapping.writable)
