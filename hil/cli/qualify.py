@@ -89,14 +89,14 @@ def _judge(
     from hil.qualify import render
     from hil.qualify.evidence import gather
     from hil.qualify.judge import judge
-    from hil.qualify.links import folders_of, links
+    from hil.qualify.links import links, reports_of
     from hil.qualify.policy import load
     from hil.qualify.verdict import Judgement
 
     policy, text = load(policy_file)
     runs, notes = gather(folders)
     verdict = judge(policy, runs, time.time())
-    found = links(verdict, folders_of({run.name: run.data.directory for run in runs}))
+    found = links(verdict, reports_of({run.name: run.data.directory for run in runs}))
     if as_json:
         typer.echo(json.dumps({"verdict": render.as_json(verdict), "links": found}, indent=1))
     else:

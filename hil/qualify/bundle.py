@@ -31,7 +31,7 @@ from hil.errors import HilError, InventoryError
 from hil.qualify import render, signing
 from hil.qualify.evidence import RunRecord, gather
 from hil.qualify.judge import judge
-from hil.qualify.links import folders_of, links
+from hil.qualify.links import links, reports_of
 from hil.qualify.policy import parse
 from hil.qualify.verdict import Verdict
 from hil.reporting.text import one_line
@@ -77,15 +77,8 @@ def write(
     try:
         sums = {run.name: _copy(run.data.directory, work / "runs" / run.name) for run in runs}
         (work / "policy.toml").write_text(policy, "utf-8", newline="")
-        copies = {run.name: work / "runs" / run.name for run in runs}
-        originals = {run.name: run.data.directory for run in runs}
-        # Allure's files, which say where in a report a test is, are not copied.
-        places = {
-            name: (f"runs/{name}", found)
-            for name, (_, found) in folders_of(originals).items()
-            if (copies[name] / "report.html").is_file()
-        }
-        found = links(verdict, places)
+        # Of the runs themselves: Allure's files, which say where a test is in a report, stay there.
+        found = links(verdict, reports_of({r.name: r.data.directory for r in runs}, "runs"))
         (work / "verdict.json").write_text(
             json.dumps({"verdict": render.as_json(verdict), "links": found}, indent=1)
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hil.compare.load import key
@@ -37,21 +39,25 @@ def _full_name(test: str) -> str:
     return f"{'.'.join([module, *classes])}#{name}"
 
 
-def links(verdict: Verdict, folders: dict[str, tuple[str, dict[str, str]]]) -> dict[str, str]:
-    """Links to the evidence of each finding, by ``run test``.
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run's report, as something to link to."""
 
-    Args:
-        verdict: it has the findings.
-        folders: by run, the folder to link to and its :func:`fragments`.
-    """
+    page: str
+    """The page; for a run without one its folder."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Its :func:`fragments`."""
+
+
+def links(verdict: Verdict, reports: Mapping[str, Report]) -> dict[str, str]:
+    """Links to the evidence of each finding, by ``run test``; ``reports`` are by run."""
     found = {}
     for line in verdict.lines:
         for cell in line.cells:
             for finding in cell.findings:
-                if finding.run in folders:
-                    folder, places = folders[finding.run]
-                    page = f"{folder}/report.html{places.get(finding.test, '')}"
-                    found[link_key(finding.run, finding.test)] = page
+                if (report := reports.get(finding.run)) is not None:
+                    link = report.page + report.places.get(finding.test, "")
+                    found[link_key(finding.run, finding.test)] = link
     return found
 
 
@@ -59,11 +65,24 @@ def link_key(run: str, test: str) -> str:
     return f"{run} {test}"
 
 
-def folders_of(runs: dict[str, Path], base: str = "") -> dict[str, tuple[str, dict[str, str]]]:
-    """For :func:`links`: by run, its folder (below ``base``, if given) and its fragments."""
+def reports_of(runs: Mapping[str, Path], base: str = "") -> dict[str, Report]:
+    """The reports of ``runs``, which are folders by name.
+
+    Args:
+        runs: where the runs are.
+        base: link to ``base/NAME`` in place of their folders.
+    """
     found = {}
     for name, directory in runs.items():
         run = Run(directory)
-        folder = f"{base}/{name}" if base else str(directory)
-        found[name] = (folder, fragments(run, run.outcomes()) if run.html.is_file() else {})
+        folder = f"{base}/{name}" if base else _short(directory)
+        if run.html.is_file():
+            found[name] = Report(f"{folder}/report.html", fragments(run, run.outcomes()))
+        else:
+            found[name] = Report(f"{folder}/")
     return found
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -103,12 +103,11 @@ def terminal(
     def tell(finding: Finding, indent: int) -> None:
         mark, style = _STYLES[finding.judgement]
         text = Text(f"{mark if not finding.waiver else '≈'} ", style=style)
-        text.append(f"{finding.test}: " if finding.test else "", style="not bold default")
-        text.append(finding.text, style="not bold default")
-        put(text, indent)
-        if link := links.get(link_key(finding.run, finding.test)):
+        put(text.append(finding.text, style="not bold default"), indent)
+        for name in (finding.test, links.get(link_key(finding.run, finding.test), "")):
             # To be copied: never broken by us.
-            console.print(Text(f"{' ' * (indent + 2)}{link}", style="dim"), soft_wrap=True)
+            if name:
+                console.print(Text(f"{' ' * (indent + 2)}{name}", style="dim"), soft_wrap=True)
 
     for line in verdict.lines:
         mark, style = _STYLES[line.judgement]
