@@ -516,6 +516,10 @@ class Bench:
         if failures:
             raise ExceptionGroup("the lab could not be put back as it was", failures)
 
+    def in_use(self, device: BenchDevice) -> bool:
+        """Whether it is reserved, or has VFs."""
+        return device.reservation is not None or bool(self._vfs.get(device.name))
+
     def close(self) -> None:
         """Put all back and end what brought the hosts up, whatever fails on the way."""
         try:

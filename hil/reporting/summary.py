@@ -53,8 +53,9 @@ class Totals:
 def write_summary(run: Run) -> dict[str, Any]:
     """Write ``summary.json`` from what is there, also of a run that was killed; return it.
 
-    Its keys: ``run``, ``lab``, ``provenance``, ``complete``, ``counts``, ``catalogue`` (id →
-    worst status), ``devices``, ``tests`` (one object each, as in ``outcomes.jsonl``).
+    Its keys: ``run``, ``lab``, ``provenance``, ``complete``, ``quarantine`` (device → why),
+    ``counts``, ``catalogue`` (id → worst status), ``devices``, ``tests`` (one object each, as in
+    ``outcomes.jsonl``).
     """
     state = run.state
     totals = Totals.of(run.outcomes())
@@ -73,6 +74,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "planned": state.get("tests"),
         "started": state.get("started"),
         "ended": state.get("ended"),
+        "quarantine": state.get("quarantine", {}),
         "counts": {status.value: count for status, count in totals.counts.items()},
         "catalogue": dict(sorted(catalogue.items())),
         "devices": sorted({name for o in totals.outcomes for name in o.devices}),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hil.bench import BenchDevice
+from hil.bench import BenchDevice, GuestPool
 from hil.errors import ProductError
-from hil.guests.guest import Guest
 from hil.oracles import ownership, picture
 from hil.probes.display import Display
 
@@ -15,7 +14,8 @@ pytestmark = pytest.mark.needs(device="gpu", capture=True, guest="linux")
 
 @pytest.mark.catalogue("GP1", bugs=[16])
 @pytest.mark.danger(1)
-def test_the_driver_draws_and_every_pixel_arrives(device: BenchDevice, guest: Guest) -> None:
+def test_the_driver_draws_and_every_pixel_arrives(device: BenchDevice, guests: GuestPool) -> None:
+    guest = guests.shared(device)
     ownership.check_bars(guest, device)
     with Display(guest, device) as display:
         picture.check_draws(display, device)
@@ -25,8 +25,9 @@ def test_the_driver_draws_and_every_pixel_arrives(device: BenchDevice, guest: Gu
 @pytest.mark.catalogue("GP1")
 @pytest.mark.danger(1)
 def test_control_one_pixel_that_was_drawn_otherwise_is_seen(
-    device: BenchDevice, guest: Guest
+    device: BenchDevice, guests: GuestPool
 ) -> None:
+    guest = guests.shared(device)
     with Display(guest, device) as display:
         with pytest.raises(ProductError, match="does not show what was drawn"):
             picture.check_draws(display, device, spoil=picture.flip_a_pixel)

@@ -12,6 +12,7 @@ import pytest
 
 # Loaded here once: pytester unloads what a run within the process loads.
 import hil.lab.load
+import hil.oracles.clean
 import hil.reporting.allure
 import hil.reporting.html
 import hil.reporting.progress
@@ -111,6 +112,7 @@ class FakeBench:
         self.labs = labs
         self.hosts = {name: FakeHost(labs, name) for name in names}
         self.guests: FakeBench = self
+        self.devices: dict[str, object] = {}
 
     def settle(self) -> None:
         self.labs.settled += 1
