@@ -291,8 +291,8 @@ class GuestPool:
         return {self.fresh(device): device for device in devices}
 
     def form(self, *groups: Sequence[BenchDevice]) -> dict[Guest, tuple[BenchDevice, ...]]:
-        """A ready guest for each group of devices, all of them alive together."""
-        return {self.fresh(*group): tuple(group) for group in groups}
+        """A shared guest for each group of devices, all of them alive together."""
+        return {self.shared(*group): tuple(group) for group in groups}
 
     def prepare(
         self,

@@ -256,7 +256,8 @@ def devices(qemu: Qemu) -> list[str]:
             device = f"{model},id={name},bus=port-{name},netdev=cable-{name},romfile="
             found.append(f"{device},mac=52:54:00:68:69:{index:02x}")
     for name, model in _DISPLAYS.items():
-        found.append(f"{model},id={name},bus=port-{name},romfile=")
+        driver, _, options = model.partition(",")
+        found.append(f"{driver},id={name},bus=port-{name},romfile=,{options}")
     return found
 
 

@@ -9,6 +9,7 @@ from hil.lab.models import Device, Lab, Match
 from hil.pci.address import Address
 from hil.pci.reset import reset_facts
 from hil.platforms.contract import Function
+from hil.probes.device_memory import is_memory
 
 #: Bytes of a prefetchable BAR that is taken for memory of the device's own.
 VRAM = 1 << 20
@@ -163,7 +164,7 @@ def capabilities(function: Function) -> frozenset[str]:
         "sriov": config.sriov,
         "acs": config.acs,
         "ats": config.ats,
-        "vram": any(bar.memory and bar.prefetchable and bar.size >= VRAM for bar in function.bars),
+        "vram": any(is_memory(bar) for bar in function.bars),
     }
     return frozenset(name for name, has in there.items() if has)
 

@@ -213,6 +213,9 @@ class Device(_Model):
     """Whether what is stored on it may be overwritten."""
     capture: Capture | None = None
     """Its display can be seen."""
+    known: tuple[str, ...] = ()
+    """Ids of the catalogue: tests of these are known to find fault with the device, and are
+    expected to."""
     areas: tuple[str, ...] | None = None
     """Areas (folders of suites) whose tests of one device use it; empty: only tests of several
     devices do; ``None``: all."""

@@ -5,11 +5,17 @@ from __future__ import annotations
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier
 
 from hil.bench import BenchDevice
 from hil.errors import ProductError
 from hil.guests.guest import Guest
 from hil.probes import nic
+from hil.probes.edu import edu_engine
+
+PAGE = 4096
+#: Pages that each engine writes.
+WRITES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,37 @@ def check_separate(pair: Pair, *, leak: bool = False) -> None:
         ]
         for job in jobs:
             job.result()
+    _check_tags(pair, tags, leak)
+
+
+def check_engines_separate(pair: Pair, *, leak: bool = False) -> None:
+    """The same for two DMA engines: both write at once, each its guest's tag all over a page.
+
+    Raises:
+        ProductError: a tag stands where it should not, or is not where it was written.
+    """
+    tags = [f"T{secrets.token_hex(5)}" for _ in pair.guests]
+    started = Barrier(2)
+
+    def write(guest: Guest, device: BenchDevice, tag: str) -> None:
+        with edu_engine(guest, device) as (engine, memory):
+            engine.agent.fill(memory, 0, (tag.encode() * PAGE)[:PAGE])
+            engine.copy_in(memory.physical(0), PAGE)
+            started.wait(guest.limit(60, "the other engine").remaining)
+            for place in range(1, WRITES + 1):
+                engine.copy_out(memory.physical(place * PAGE), PAGE)
+
+    with ThreadPoolExecutor(2) as pool:
+        for job in [
+            pool.submit(write, guest, device, tag)
+            for guest, device, tag in zip(pair.guests, pair.devices, tags, strict=True)
+        ]:
+            job.result()
+    _check_tags(pair, tags, leak)
+
+
+def _check_tags(pair: Pair, tags: list[str], leak: bool) -> None:
+    """Each guest's memory holds its own tag, and nowhere the other's."""
     if leak:
         first = pair.guests[0]
         first.run(first.os.hold_text(), stdin=tags[1].encode() * 64).check()

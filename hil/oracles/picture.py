@@ -249,6 +249,14 @@ def draw_once(guest: Guest, device: BenchDevice) -> Picture:
         return check_draws(display, device)
 
 
+def draw_and_end(guest: Guest, device: BenchDevice) -> Picture:
+    """:func:`check_draws`, and the guest's end while its picture is on the screen."""
+    with Display(guest, device) as display:
+        drawn = check_draws(display, device)
+        guest.destroy()
+    return drawn
+
+
 def _capture(screen: Screen, device: BenchDevice, size: Picture) -> bytes:
     return screen.capture(size.width, size.height, device.host.limit(20, f"a capture of {device}"))
 

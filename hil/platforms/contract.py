@@ -347,6 +347,11 @@ class Platform(ABC):
         """
         return False
 
+    peer_to_peer = False
+    """Whether a guest's devices can reach one another's BARs by DMA, as far as the hypervisor is
+    concerned: it maps these for them.  If not, such DMA is refused like any other outside of
+    the guest's memory."""
+
     @property
     def address_forms(self) -> tuple[str, ...]:
         """Ways to tell this host's hypervisor which function is meant, by name."""

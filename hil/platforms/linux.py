@@ -161,6 +161,9 @@ class LinuxVfio(Platform):
 
     name = "linux-vfio"
     stub_driver = STUB
+    #: QEMU maps the BARs of a passed function for the others too (hw/vfio/common.c,
+    #: vfio_listener_region_add); what is between the functions may refuse it all the same.
+    peer_to_peer = True
     dialect = LINUX
     undo_kinds = linux_undo.KINDS
     #: VFIO leaves a function in its host-owned default domain until a guest claims the

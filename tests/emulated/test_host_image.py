@@ -502,8 +502,10 @@ class TestStartingOver:
             "device_add igb id=nic0",
             "device_add igb id=peer0",
             "device_add e1000e id=nic1",
+            "device_add bochs-display id=vram0",
             "device_add nvme id=nvme0",
             "device_add edu id=edu0",
+            "device_add edu id=edu1",
             "system_reset",
             "cont",
         ]

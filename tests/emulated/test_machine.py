@@ -75,7 +75,8 @@ def words(**options: object) -> str:
 def test_devices_are_behind_the_ports_that_the_inventory_names() -> None:
     text = words()
     for index, name in enumerate(machine.PORTS):
-        assert f"pcie-root-port,id=port-{name},chassis={index + 1},addr=0x10.{index}," in text
+        place = f"{0x10 + index // 8:#x}.{index % 8}"
+        assert f"pcie-root-port,id=port-{name},chassis={index + 1},addr={place}," in text
     assert "igb,id=nic0,bus=port-nic0" in text
     assert "igb,id=peer0,bus=port-peer0" in text
 

@@ -16,6 +16,7 @@ Documentation/admin-guide/mm/pagemap.rst of Linux; pciconf(8), mem(4) and loader
 
 from __future__ import annotations
 
+import array
 import base64
 import ctypes
 import mmap
@@ -67,10 +68,14 @@ class Device:
         """A BAR's registers, mapped."""
         raise NotImplementedError
 
-    def register(self, bar: int, offset: int, width: int) -> Any:
+    def memory(self, bar: int) -> Any:
+        """A BAR, mapped once."""
         if bar not in self.bars:
             self.bars[bar] = self.map(bar)
-        return KINDS[width].from_buffer(self.bars[bar], offset)
+        return self.bars[bar]
+
+    def register(self, bar: int, offset: int, width: int) -> Any:
+        return KINDS[width].from_buffer(self.memory(bar), offset)
 
     def listen(self) -> None:
         """Count the interrupts of a function that has no driver."""
@@ -175,9 +180,16 @@ class LinuxMemory:
     """Physically contiguous, locked memory of 2 MiB pages."""
 
     def __init__(self, size: int) -> None:
+        import fcntl
+
+        path = "/proc/sys/vm/nr_hugepages"
+        with open(path) as lock:  # other agents in this guest count and take pages too
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.take(size, path)
+
+    def take(self, size: int, path: str) -> None:
         count = -(-size // HUGE)
         self.size = count * HUGE
-        path = "/proc/sys/vm/nr_hugepages"
         free = [
             line for line in read_text("/proc/meminfo").splitlines() if "HugePages_Free" in line
         ]
@@ -299,6 +311,51 @@ def do_fill(memory: int, offset: int, data: str) -> bool:
 
 def do_dump(memory: int, offset: int, length: int) -> str:
     return base64.b64encode(memories[memory].map[offset : offset + length]).decode()
+
+
+def words(tag: int, start: int, length: int) -> Any:
+    """8-byte words of the pattern in hil.oracles.pattern: a tag of 24 bits, an address of 40."""
+    head = tag << 40
+    return array.array("Q", range(head + start, head + start + length, 8))
+
+
+def do_mark(address: str, bar: int, offset: int, length: int, tag: int) -> bool:
+    """Fill memory in a BAR with the pattern of ``tag``, each word with its offset in the BAR."""
+    memory = devices[address].memory(bar)
+    for at in range(offset, offset + length, PAGE):
+        memory[at : at + PAGE] = words(tag, at, PAGE).tobytes()
+    return True
+
+
+def do_search(address: str, bar: int, offset: int, length: int, tag: int) -> list[list[int]]:
+    """Where the pattern of ``tag`` stands in a BAR: [[found at, meant for, bytes], …]."""
+    memory = devices[address].memory(bar)
+    needle = tag.to_bytes(3, "little")
+    found: list[list[int]] = []
+    for at in range(offset, offset + length, PAGE):
+        page = memory[at : at + PAGE]
+        if needle in page:
+            for index, word in enumerate(array.array("Q", page)):
+                if word >> 40 == tag:
+                    place, meant = at + 8 * index, word & (1 << 40) - 1
+                    if found and [found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]] == [
+                        place,
+                        meant,
+                    ]:
+                        found[-1][2] += 8
+                    else:
+                        found.append([place, meant, 8])
+    return found[:10000]
+
+
+def do_put(address: str, bar: int, offset: int, data: str) -> bool:
+    raw = base64.b64decode(data)
+    devices[address].memory(bar)[offset : offset + len(raw)] = raw
+    return True
+
+
+def do_get(address: str, bar: int, offset: int, length: int) -> str:
+    return base64.b64encode(devices[address].memory(bar)[offset : offset + length]).decode()
 
 
 def do_listen(address: str) -> bool:
