@@ -44,7 +44,10 @@ class Row:
     lab: str
     """The simulated host it was re-enacted on."""
     caught: tuple[str, ...]
-    """Node ids of the tests that failed and blamed the product, in the order they ran."""
+    """Node ids of the tests that failed and blamed the product, in the order they ran.
+
+    Controls are none of them: one that fails shows an oracle that could not be tried.
+    """
     broken: tuple[str, ...]
     """Those that could not judge, without the fault they could."""
     ran: int
@@ -149,7 +152,7 @@ def prove(
                 fault.sentence,
                 fault.reference,
                 lab,
-                tuple(o.test for o in seen if o.status is Status.FAILED),
+                tuple(o.test for o in seen if o.status is Status.FAILED and not _is_control(o)),
                 tuple(o.test for o in seen if o.status in (Status.BROKEN, Status.BLOCKED)),
                 sum(o.status is not Status.SKIPPED for o in found),
                 bool(bug),
@@ -258,6 +261,10 @@ def markdown(proof: Proof) -> str:
         cells = (f"`{row.fault}`", row.sentence, row.reference, f"`{row.lab}`", caught)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _is_control(outcome: Outcome) -> bool:
+    return "::test_control_" in outcome.test
 
 
 def short(test: str) -> str:

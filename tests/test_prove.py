@@ -113,6 +113,12 @@ def test_each_lab_that_is_needed_is_tried_without_a_fault() -> None:
     assert not proof.holds
 
 
+def test_a_control_that_fails_catches_nothing() -> None:
+    ending = [outcome("control_a", Status.FAILED), outcome("a")]
+    suites = Suites(none=[outcome("control_a"), outcome("a")], **{"3_idle": ending})
+    assert prove([BOTH], LABS, suites).missed
+
+
 @pytest.mark.parametrize("status", [Status.PASSED, Status.SKIPPED, Status.BROKEN, Status.BLOCKED])
 def test_only_the_product_s_blame_catches(status: Status) -> None:
     assert not prove([BOTH], LABS, Suites(**{"3_idle": [outcome("a", status)]})).holds
