@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hil.cli.app import app, command, stdout
+from hil.errors import HilError
 
 
 @app.command()
@@ -18,7 +19,11 @@ def report(
     ] = "latest",
     report_dir: Annotated[Path, typer.Option(help="Where reports are.")] = Path("reports"),
 ) -> None:
-    """Make the HTML report and the summary of a run anew, also of one that was killed."""
+    """Make the HTML report and the summary of a run anew.
+
+    Of one that was killed too: it then also gets the JUnit XML that it did not live to write.
+    """
+    from hil.reporting import junit
     from hil.reporting.html import generate
     from hil.reporting.run import Run
     from hil.reporting.summary import Totals, render, write_summary
@@ -26,7 +31,13 @@ def report(
     folder = Path(run) if "/" in run or Path(run, "run.json").is_file() else report_dir / run
     opened = Run.open(folder)
     write_summary(opened)
-    generate(opened.directory)
+    if not opened.junit.exists():
+        junit.write(opened)
+    failure: HilError | None = None
+    try:
+        generate(opened.directory)
+    except HilError as error:
+        failure = error  # the summary is there all the same
     console = stdout()
     text = render(
         Totals.of(opened.outcomes()),
@@ -37,3 +48,5 @@ def report(
         colour=console.is_terminal,
     )
     typer.echo(text, nl=False)
+    if failure is not None:
+        raise failure

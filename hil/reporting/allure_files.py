@@ -100,7 +100,7 @@ class AllureFiles:
 
 
 def _tells_something(fixture: ExecutableItem) -> bool:
-    return bool(fixture.status != "passed" or fixture.attachments or fixture.steps)
+    return bool(fixture.status in ("failed", "broken") or fixture.attachments or fixture.steps)
 
 
 def _shown(value: Any) -> Any:

@@ -163,8 +163,9 @@ class Collector:
                     text = cut_middle(text, LINE_LIMIT).replace("\n", " ")
                     record.tape.add(Line(event.at, event.where, f"| {text}"))
                 case PhaseReached():
-                    record.phases.append(event)
-                    record.tape.add(Line(event.at, event.subject, f"= {event.phase}"))
+                    subject, phase = one_line(event.subject), one_line(event.phase)
+                    record.phases.append(PhaseReached(subject, phase, at=event.at))
+                    record.tape.add(Line(event.at, subject, f"= {phase}"))
                 case Evidence():
                     _add_evidence(record, event)
                 case _:

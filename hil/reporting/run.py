@@ -33,6 +33,7 @@ from hil import __version__
 from hil.errors import InventoryError
 from hil.reporting.outcome import Outcome
 from hil.reporting.plan import Plan
+from hil.secrets import take_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +143,8 @@ class Run:
 
     def add(self, outcome: Outcome) -> None:
         """Note how a test ended, so that a later kill does not lose it."""
-        with (self.directory / "outcomes.jsonl").open("a") as file:
-            file.write(outcome.to_json() + "\n")
+        with (self.directory / "outcomes.jsonl").open("a", encoding="utf-8") as file:
+            file.write(take_out(outcome.to_json()) + "\n")
 
     def outcomes(self) -> tuple[Outcome, ...]:
         """How each test ended, in order; a last line that a kill cut short is left out."""
@@ -151,7 +152,9 @@ class Run:
 
     def _outcomes(self) -> Iterator[Outcome]:
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.directory / "outcomes.jsonl").read_text().splitlines():
+            for line in (
+                (self.directory / "outcomes.jsonl").read_text("utf-8", "replace").split("\n")
+            ):
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     yield Outcome.from_json(line)
 
@@ -165,9 +168,9 @@ class Run:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
+    """Write a file that is never seen half-written, without the secrets that hil knows."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text)
+    new.write_text(take_out(text))
     new.replace(path)
 
 

@@ -9,6 +9,7 @@ import base64
 import json
 import re
 import zlib
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 
@@ -136,7 +137,7 @@ INDEX = """<html><head><link rel="preload" href="a.woff" as="font">
 </script></body></html>"""
 
 
-def folder(path: Path, index: str = INDEX, **files: bytes) -> Path:
+def folder(path: Path, files: Mapping[str, bytes], index: str = INDEX) -> Path:
     (path / "data" / "attachments").mkdir(parents=True)
     (path / "index.html").write_text(index)
     (path / "summary.json").write_text("{}")
@@ -152,7 +153,7 @@ def unpacked(page: str) -> dict[str, bytes]:
     stored = re.findall(r'<script type="application/octet-stream" id="hil-(\w+)">([^<]*)<', page)
     blocks = {name: zlib.decompress(base64.b64decode(text)) for name, text in stored}
     index = json.loads(blocks.pop("index"))
-    assert index["programs"] == ["app-1.js"]
+    assert len(index["programs"]) == 1
     files = {}
     for number, names in enumerate(index["blocks"]):
         data = blocks.pop(str(number))
@@ -167,7 +168,7 @@ def test_all_files_are_in_the_page_and_nothing_refers_to_another(tmp_path: Path)
     contents = {f"a{n}.txt": bytes([n]) * n * 4000 for n in range(40)}
     contents["big.bin"] = bytes(range(256)) * 4 * 1024
     target = StringIO()
-    packing.pack(folder(tmp_path, **contents), target)
+    packing.pack(folder(tmp_path, contents), target)
     page = target.getvalue()
     files = unpacked(page)
     assert files.pop("app-1.js") == b"go()"
@@ -181,7 +182,7 @@ def test_all_files_are_in_the_page_and_nothing_refers_to_another(tmp_path: Path)
 def test_what_is_alike_is_compressed_together(tmp_path: Path) -> None:
     record = json.dumps({f"a key of some length {n}": n for n in range(60)}).encode()
     target = StringIO()
-    packing.pack(folder(tmp_path, **{f"{n}.json": record for n in range(500)}), target)
+    packing.pack(folder(tmp_path, {f"{n}.json": record for n in range(500)}), target)
     assert len(target.getvalue()) < 500 * len(record) / 20
 
 
@@ -195,4 +196,4 @@ def test_what_is_alike_is_compressed_together(tmp_path: Path) -> None:
 )
 def test_a_page_of_another_make_is_refused(tmp_path: Path, index: str) -> None:
     with pytest.raises(LabError, match="otherwise than hil knows"):
-        packing.pack(folder(tmp_path, index), StringIO())
+        packing.pack(folder(tmp_path, {}, index), StringIO())
