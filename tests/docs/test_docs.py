@@ -112,7 +112,7 @@ def commands() -> Iterator[Any]:
 @pytest.mark.parametrize("words", [*commands()])
 def test_commands_in_the_documents_have_options_that_exist(words: list[str]) -> None:
     before = words[: words.index("--")] if "--" in words else words
-    depth = 2 if before[0] == "lab" else 1
+    depth = 2 if before[0] in ("lab", "bisect") else 1
     told = CliRunner().invoke(cli.app.app, [*before[:depth], "--help"], env={"COLUMNS": "200"})
     assert told.exit_code == 0, told.output
     for word in before[depth:]:
