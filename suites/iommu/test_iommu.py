@@ -13,7 +13,7 @@ from hil.oracles.dma import HostCanary
 from hil.platforms.contract import Owner, Phase
 
 
-@pytest.mark.catalogue("IO2", bugs=[1, 9])
+@pytest.mark.catalogue("IO2", bugs=[1, 7, 9])
 @pytest.mark.danger(1)
 @pytest.mark.needs(device=["nic", "nvme", "edu"], features=["tables"])
 def test_dma_is_translated_once_a_device_is_passed(device: BenchDevice, guest: Guest) -> None:
