@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +53,7 @@ def run(
     labs: Annotated[
         int | None,
         typer.Option(
-            min=1, max=16, help="Emulated labs to share the work (default: by processors)."
+            min=1, max=16, help="Labs to share the work, if not physical (default: by processors)."
         ),
     ] = None,
     wait: WaitOption = 600,
@@ -116,12 +117,15 @@ def _again(context: typer.Context, name: str, suites: Sequence[str]) -> int:
 
 def _labs_at_once(wanted: int | None, kind: str) -> int:
     """How many labs a run brings up: a physical one is there once."""
-    if kind != "emulated":
+    if kind == "physical":
         if wanted not in (None, 1):
             raise InventoryError(
                 f"a lab that is {kind} is there once, not {wanted} times", hint="leave out --labs"
             )
         return 1
+    if kind == "simulated":
+        # Each is in a process of its own, which keeps one processor busy.
+        return wanted or min(2, len(os.sched_getaffinity(0)))
     from hil.emulated.machine import labs_that_fit
 
     return wanted or labs_that_fit()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -142,6 +143,27 @@ def test_run_alone_runs_all_suites_on_the_emulated_lab(
     assert cli.main(["run"]) == 0
     assert "--hil-lab=emulated" in pytest_arguments[0]
     assert pytest_arguments[0][-1] == str(cli.run.suites_folder())
+
+
+@pytest.mark.parametrize(
+    ("processors", "options", "labs"), [(4, [], ["2"]), (1, [], []), (4, ["--labs=3"], ["3"])]
+)
+def test_simulated_labs_share_the_work(
+    processors: int,
+    options: list[str],
+    labs: list[str],
+    pytest_arguments: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    assert cli.main(["run", "--lab=freebsd-15-intel", *options]) == 0
+    (words,) = pytest_arguments
+    assert [words[at + 1] for at, word in enumerate(words) if word == "-n"] == labs
+
+
+def test_a_physical_lab_is_there_once(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", f"--lab={lab}", "--labs=2"]) == 5
+    assert "a lab that is physical is there once, not 2 times" in capsys.readouterr().err
 
 
 def test_an_unknown_suite_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
