@@ -34,7 +34,7 @@ class Kind(enum.StrEnum):
     """Passed in all runs before, now in some."""
     NEWLY_PASSING = "newly-passing"
     NEWLY_RUNNING = "newly-running"
-    """Skipped or blocked before; passes now."""
+    """Skipped, blocked or not reached before; passes now."""
     NEW = "new"
     """Was not among the tests before; does not fail."""
     STILL_FAILING = "still-failing"
@@ -246,13 +246,13 @@ def _kind(old: Standing, new: Standing) -> Kind | None:
             return None if old.state is State.NOT_REACHED else Kind.NOT_REACHED
         case State.SKIPPED, State.SKIPPED:
             return None if old.reason == new.reason else Kind.SKIP_REASON
-        case State.NOT_REACHED, _:
-            return Kind.NEW if new.state is State.PASSING else None
+        case State.NOT_REACHED, State.SKIPPED:
+            return None
         case _, State.SKIPPED:
             return Kind.NEWLY_SKIPPED
         case _, State.PASSING if old.state in bad:
             return Kind.NEWLY_PASSING
-        case State.SKIPPED, State.PASSING:
+        case ((State.SKIPPED | State.NOT_REACHED), State.PASSING):
             return Kind.NEWLY_RUNNING
     return None
 

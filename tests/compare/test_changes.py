@@ -77,6 +77,9 @@ def test_what_a_killed_run_did_not_reach_is_not_missing(tmp_path: Path) -> None:
     assert [c.title for c in found.of(Kind.NOT_REACHED)] == ["t"]
     assert [c.title for c in found.of(Kind.MISSING)] == ["gone"]
     assert violations(found, ("incomplete",)) == ("incomplete (1)",)
+    back = compare(side("b", tmp_path), side("a", tmp_path))
+    assert [c.title for c in back.of(Kind.NEWLY_RUNNING)] == ["t"]
+    assert violations(back, ("incomplete",)) == ()
 
 
 def test_several_runs_are_one_side_and_one_failure_is_enough(tmp_path: Path) -> None:
