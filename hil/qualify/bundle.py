@@ -34,6 +34,7 @@ from hil.qualify.judge import judge
 from hil.qualify.links import links, reports_of
 from hil.qualify.policy import parse
 from hil.qualify.verdict import Verdict
+from hil.reporting.run import Run
 from hil.reporting.text import one_line
 
 FORMAT = "hil-qualification-1"
@@ -189,7 +190,7 @@ def verify(
         originals: folders of runs, to be compared with what the bundle was made from.
 
     Raises:
-        InventoryError: it is no bundle, or one of another format.
+        InventoryError: it is no bundle, or one of another format; an original is no run.
         LabError: ssh-keygen is missing.
     """
     manifest = _manifest(folder)
@@ -300,7 +301,10 @@ def _check_verdict(folder: Path, manifest: Mapping[str, Any]) -> Check:
 
 def _check_original(directory: Path, runs: Mapping[str, Any]) -> Check:
     """Compare a run's folder with what the bundle was made from."""
-    name = directory.resolve().name
+    name = Run.open(directory).name
+    state = _sum(directory / "run.json")
+    # Of two runs of one name, the second is called otherwise in the bundle.
+    name = next((n for n, sums in runs.items() if sums.get("run.json") == state), name)
     sums = runs.get(name)
     if sums is None:
         return Check(name, State.BAD, "the bundle was not made from this run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import io
 import json
@@ -66,6 +67,21 @@ def tally(parts: Sequence[Cell]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sums.items() if count) or "no tests"
 
 
+def sections(line: Line) -> list[tuple[str, tuple[Finding, ...]]]:
+    """What is to be said about a requirement's cells, each below a title.
+
+    Cells without tests of which the same is to be said stand below one title.
+    """
+    found: list[tuple[str, tuple[Finding, ...]]] = []
+    empty: dict[tuple[Finding, ...], list[str]] = {}
+    for cell in line.cells:
+        if cell.findings and cell.tests:
+            found.append((f"{place(cell)}: {tally([cell])}", cell.findings))
+        elif cell.findings:
+            empty.setdefault(cell.findings, []).append(place(cell))
+    return found + [(f"no tests: {'; '.join(places)}", said) for said, places in empty.items()]
+
+
 def when(seconds: float | None) -> str:
     """A time in UTC, to the minute."""
     if seconds is None:
@@ -115,21 +131,18 @@ def terminal(
         text.append(f"; {tally(line.cells)}", style="not bold default")
         put(text, 0)
         put(Text(f"asked: {line.demands}", style="dim"), 2)
-        for cell in line.cells:
-            if not cell.findings:
-                continue
-            put(Text(f"{place(cell)}: {tally([cell])}"), 2)
-            for finding in cell.findings[:SHOWN]:
+        for title, found in sections(line):
+            put(Text(title), 2)
+            for finding in found[:SHOWN]:
                 tell(finding, 4)
-            if len(cell.findings) > SHOWN:
-                put(Text(f"… and {len(cell.findings) - SHOWN} more", style="dim"), 4)
+            if len(found) > SHOWN:
+                put(Text(f"… and {len(found) - SHOWN} more", style="dim"), 4)
     for finding in verdict.findings:
         tell(finding, 0)
     for run in verdict.runs:
-        text = Text(f"run {run.name}: {run.counted} of {run.tests} tests counted", style="dim")
+        put(Text(f"run {run.name}: {run.counted} of {run.tests} tests counted", style="dim"), 0)
         for doubt in run.doubts:
-            text.append(f"\n{doubt}", style="not dim yellow")
-        put(text, 0)
+            put(Text(doubt, style="yellow"), 2)
     for waiver in verdict.waivers:
         if waiver.note:
             put(Text(f"waiver {waiver.name}: {waiver.note}", style="yellow"), 0)
@@ -212,6 +225,7 @@ def page(verdict: Verdict, links: Mapping[str, str]) -> str:
         worth=worth(verdict),
         tally=tally,
         matrix=_matrix,
+        sections=sections,
         links=links,
         link_key=link_key,
         classes=classes,
@@ -232,7 +246,9 @@ def pdf(verdict: Verdict) -> bytes:
         # Its log is for authors of pages; ours is tested.
         logging.getLogger("weasyprint").setLevel(logging.CRITICAL)
         logging.getLogger("fontTools").setLevel(logging.CRITICAL)
-        from weasyprint import HTML
+        # Where it lacks a library it says so on standard output, which is not its own.
+        with contextlib.redirect_stdout(io.StringIO()):
+            from weasyprint import HTML
     except (ImportError, OSError) as error:
         raise LabError(
             "no PDF was made: WeasyPrint, which makes it, cannot be loaded",

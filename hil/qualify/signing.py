@@ -111,4 +111,6 @@ def _run(words: list[str], data: bytes = b"") -> subprocess.CompletedProcess[byt
 
 def _words(done: subprocess.CompletedProcess[bytes]) -> str:
     text = (done.stderr or done.stdout).decode("utf-8", "replace")
+    # It asks, even where nobody can answer.
+    text = re.sub(r"^Enter passphrase[^:]*: ", "", text)
     return one_line(text, 500) or f"status {done.returncode}"

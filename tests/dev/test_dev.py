@@ -49,6 +49,7 @@ for word; do
     uidmap) tool=newuidmap ;;
     python3-venv | python3.11-venv) touch "$ETC/venv"; continue ;;
     python3.11) tool=python3.11; cp "$FAKES/python3" "$BIN/$tool"; continue ;;
+    libpangoft2-1.0-0) touch "$ETC/libpangoft2-1.0.so.0"; continue ;;
     mmdebstrap | zstd | chromium) tool=$word ;;
     *) continue ;;
     esac
@@ -165,6 +166,8 @@ def machine(tmp_path: Path) -> Machine:
     script = (ROOT / "dev").read_text().replace("/etc/os-release", str(release))
     # What this very machine has in places that are not on PATH does not count.
     script = script.replace('"/sbin/$tool"', "/none").replace('"/usr/sbin/$tool"', "/none")
+    script = script.replace("/usr/lib/*/libpango", f"{etc}/libpango")
+    script = script.replace("/usr/lib/libpango", "/none/libpango")
     (checkout / "dev").write_text(script)
     (checkout / "dev").chmod(0o755)
     (checkout / "pyproject.toml").write_text("[project]\n")
@@ -205,7 +208,14 @@ def test_run_installs_everything_and_hands_the_arguments_on(machine: Machine) ->
     did = machine.did()
     assert did[-1] == "hil run --lab my lab dma"
     (packages, backports) = calls(did, "root apt-get -q -y")
-    for package in ("qemu-system-x86", "mmdebstrap", "squashfs-tools", "zstd", "uidmap"):
+    for package in (
+        "qemu-system-x86",
+        "mmdebstrap",
+        "squashfs-tools",
+        "zstd",
+        "uidmap",
+        "libpangoft2-1.0-0",
+    ):
         assert f" {package}" in packages
     assert "-t bookworm-backports qemu-system-x86" in backports
     assert (machine.environment["HOME"] + "/.cache/hil/allure-3.18.0") in done.stderr

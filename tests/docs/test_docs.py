@@ -19,6 +19,7 @@ from hil.errors import HilError, ProductError
 from hil.lab.load import parse
 from hil.lab.models import Device, Host, ImageEntry, LabSection, Match, Peer, PowerSwitch
 from hil.pci.config import ConfigSpace
+from hil.qualify.policy import parse as parse_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -48,8 +49,11 @@ def module(path: Path) -> ModuleType:
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
-def test_inventories_in_the_documents_load(text: str) -> None:
-    assert parse(text, Path("example.toml")).devices
+def test_inventories_and_policies_in_the_documents_load(text: str) -> None:
+    if "[policy]" in text:
+        assert parse_policy(text, Path("policy.toml")).requirements
+    else:
+        assert parse(text, Path("example.toml")).devices
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "labs").glob("*.toml")), ids=lambda p: p.name)
