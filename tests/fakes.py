@@ -54,12 +54,14 @@ def config(
     *,
     header_type: int = 0,
     command: int = 0,
+    subsystem: tuple[int, int] = (0, 0),
     capabilities: Sequence[tuple[int, bytes]] = (),
 ) -> ConfigSpace:
     """A configuration space with these capabilities: (id, what follows the link byte)."""
     data = bytearray(256)
     struct.pack_into("<HHHH", data, 0, vendor, device, command, 0x10 if capabilities else 0)
     data[0x0E] = header_type
+    struct.pack_into("<HH", data, 0x2C, *subsystem)
     link, at = 0x34, 0x40
     for identity, body in capabilities:
         data[link] = at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hil.bench import BenchDevice
@@ -38,6 +38,9 @@ class Trigger:
     throttle: int = 0
     """Register of the interval that the first vector keeps between messages; the other
     vectors' follow, 4 bytes each.  Zero there throttles nothing."""
+    repeats: str = ""
+    """Subsystem id of a model that is never without an interval: see :func:`_unthrottled`.
+    A message and its repetition count as one."""
 
     def bits_of(self, vectors: int) -> tuple[int, ...]:
         """The bit of each of a driver's ``vectors``."""
@@ -58,6 +61,7 @@ TRIGGERS: dict[str, Trigger] = {
         "82574 datasheet 10.2.4.3, ICS; 10.2.4.2, EITR",
         of_two=(20, 24),
         throttle=0xE8,
+        repeats="8086:0000",
     ),
     "1234:11e8": Trigger(0, 0x60, (0,), "QEMU docs/specs/edu.rst", acknowledge=0x64),
 }
@@ -81,7 +85,10 @@ def triggered_each(
         if trigger.acknowledge:
             return (_listened(agent, address, trigger, leave_out),)
         guest.link_up(guest.interface_of(device.address))
-        return _counted(guest, agent, address, trigger, leave_out)
+        config = look.config
+        subsystem = f"{config.subsystem_vendor:04x}:{config.subsystem_device:04x}"
+        times = (1, 2) if subsystem == trigger.repeats else (1,)
+        return _counted(guest, agent, address, trigger, leave_out, times)
     finally:
         agent.close()
 
@@ -97,7 +104,8 @@ def _unthrottled(
     """A vector that delays nothing while the block runs.
 
     QEMU's models send another message whenever an interval ends, if there was anything to
-    delay or not (hw/net/igb_core.c, igb_intrmgr_on_msix_throttling_timer).
+    delay or not (hw/net/igb_core.c, igb_intrmgr_on_msix_throttling_timer; seen in 10.0), and
+    e1000e takes no interval below 500 (hw/net/e1000e_core.c, E1000E_MIN_XITR).
     """
     if not trigger.throttle:
         yield
@@ -125,9 +133,14 @@ def _listened(
 
 
 def _counted(
-    guest: Guest, agent: GuestAgent, address: Address, trigger: Trigger, leave_out: int | None
+    guest: Guest,
+    agent: GuestAgent,
+    address: Address,
+    trigger: Trigger,
+    leave_out: int | None,
+    times: Sequence[int],
 ) -> tuple[tuple[int, ...], ...]:
-    """The rows of a driver's vectors.
+    """The rows of a driver's vectors; a message that counts ``times`` came once.
 
     A driver makes interrupts of its own now and then (igb's watchdog, every two seconds), so
     a message is sent again, a few times, until it is seen alone.
@@ -136,13 +149,14 @@ def _counted(
     rows = []
     for number, bit in enumerate(trigger.bits_of(vectors)):
         alone = tuple(int(n == number) for n in range(vectors))
+        seen_alone = {tuple(count * n for n in alone) for count in times}
         tries: list[tuple[int, ...]] = []
         with _unthrottled(agent, address, trigger, number):
-            while alone not in tries and len(tries) < TRIES:
+            while seen_alone.isdisjoint(tries) and len(tries) < TRIES:
                 before = guest.interrupts(address)
                 if number != leave_out:
                     _write(agent, address, trigger.bar, trigger.register, 1 << bit)
                 after = guest.interrupts(address)
                 tries.append(tuple(after[name] - before[name] for name in before))
-        rows.append(alone if alone in tries else min(tries, key=sum))
+        rows.append(min(tries, key=sum) if seen_alone.isdisjoint(tries) else alone)
     return tuple(rows)

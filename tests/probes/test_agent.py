@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +117,21 @@ class Counting:
     Like QEMU's models, it repeats the message of a vector that is throttled.
     """
 
-    CAUSE, THROTTLE = 0x1520, 0x1680
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, vectors: int, fault: str = "") -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        vectors: int,
+        fault: str = "",
+        *,
+        causes: Sequence[int] = range(10),
+        registers: tuple[int, int] = (0x1520, 0x1680),
+    ) -> None:
+        self.causes = causes
+        self.cause, self.throttle = registers
         self.counts = {f"{24 + n} PCI-MSI eth0-{n}": 10 * n for n in range(vectors)}
         self.fault = fault
         self.closed = False
-        self.throttles = {self.THROTTLE + 4 * n: 648 for n in range(vectors)}
+        self.throttles = {self.throttle + 4 * n: 648 for n in range(vectors)}
         monkeypatch.setattr(interrupts, "GuestAgent", lambda _guest: self)
         guest = guest_over(FakeTransport(lambda *_: (0, "eth0\n", "")))
         guest.interrupts = lambda address: dict(self.counts)  # type: ignore[method-assign]
@@ -141,20 +149,20 @@ class Counting:
         if offset in self.throttles:
             self.throttles[offset] = value
             return 1
-        assert offset == self.CAUSE
-        number = value.bit_length() - 1
+        assert offset == self.cause
+        number = self.causes.index(value.bit_length() - 1)
         if self.fault == "swapped":
             number ^= 1
         for index, name in enumerate(self.counts):
             if index == number and self.fault != "lost":
-                again = self.fault == "twice" or self.throttles[self.THROTTLE + 4 * index]
+                again = self.fault == "twice" or self.throttles[self.throttle + 4 * index]
                 self.counts[name] += 2 if again else 1
         return 1
 
 
-def device_of(vendor: int, device: int) -> BenchDevice:
+def device_of(vendor: int, device: int, subsystem: tuple[int, int] = (0, 0)) -> BenchDevice:
     made, platform = bench_device()
-    platform.known[NIC] = function(config=config(vendor, device))
+    platform.known[NIC] = function(config=config(vendor, device, subsystem=subsystem))
     return made
 
 
@@ -172,6 +180,16 @@ def test_a_wrong_count_is_seen(monkeypatch: pytest.MonkeyPatch, fault: str) -> N
     fake = Counting(monkeypatch, 4, fault)
     with pytest.raises(ProductError):
         check_each_once(interrupts.triggered_each(fake.guest, device_of(0x8086, 0x10C9)))
+
+
+@pytest.mark.parametrize(("subsystem", "came"), [(0x0000, 1), (0xA01F, 2)])
+def test_only_the_model_that_repeats_messages_is_let_do_so(
+    monkeypatch: pytest.MonkeyPatch, subsystem: int, came: int
+) -> None:
+    fake = Counting(monkeypatch, 3, "twice", causes=(20, 22, 24), registers=(0xC8, 0xE8))
+    device = device_of(0x8086, 0x10D3, subsystem=(0x8086, subsystem))
+    rows = interrupts.triggered_each(fake.guest, device)
+    assert rows == ((came, 0, 0), (0, came, 0), (0, 0, came))
 
 
 def test_a_message_left_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
