@@ -459,10 +459,20 @@ class Journal:
         self._undone: list[str] = []
 
     @property
+    def folder(self) -> str:
+        """Where it is on the host."""
+        return self._folder
+
+    @property
     def outstanding(self) -> tuple[Entry, ...]:
         """What is recorded and neither undone nor forgotten, the latest last."""
         with self._lock:
             return tuple(self._outstanding.values())
+
+    def words(self) -> tuple[str, ...]:
+        """What is :attr:`outstanding`, for people, in the order in which it will be undone."""
+        left = reversed(self.outstanding)
+        return tuple(self._kinds[entry.undo.kind].words(entry.undo) for entry in left)
 
     def change(
         self,

@@ -21,6 +21,7 @@ from hil.reporting import history
 from hil.reporting.allure import categories
 from hil.reporting.page import pack
 from hil.reporting.run import Run
+from hil.reporting.summary import NAMES, not_run
 
 #: The version that hil is tested with.
 VERSION = "3.18.0"
@@ -161,5 +162,8 @@ def variables(run: Run) -> dict[str, str]:
     if not run.complete:
         planned, done = state.get("tests", "unknown"), len(run.outcomes())
         values["incomplete"] = f"{done} of {planned} tests ended: the run was cut short"
+        if missing := not_run(run):
+            more = f" and {len(missing) - NAMES} more" if len(missing) > NAMES else ""
+            values["did not run to the end"] = ", ".join(missing[:NAMES]) + more
     values["hil"] = str(state.get("hil", ""))
     return values

@@ -50,12 +50,21 @@ class Totals:
         return tuple(sorted(ran, key=lambda o: -o.seconds)[:SLOWEST])
 
 
+def not_run(run: Run) -> tuple[str, ...]:
+    """The tests that were to run and did not come to an end, as the plan has them, in order."""
+    plan = run.plan
+    if plan is None or run.complete:
+        return ()
+    ended = {outcome.test for outcome in run.outcomes()}
+    return tuple(planned.test for planned in plan.tests if planned.test not in ended)
+
+
 def write_summary(run: Run) -> dict[str, Any]:
     """Write ``summary.json`` from what is there, also of a run that was killed; return it.
 
-    Its keys: ``run``, ``lab``, ``provenance``, ``complete``, ``quarantine`` (device → why),
-    ``counts``, ``catalogue`` (id → worst status), ``devices``, ``tests`` (one object each, as in
-    ``outcomes.jsonl``).
+    Its keys: ``run``, ``lab``, ``provenance``, ``complete``, ``not_run`` (ids of tests that did
+    not come to an end), ``quarantine`` (device → why), ``counts``, ``catalogue`` (id → worst
+    status), ``devices``, ``tests`` (one object each, as in ``outcomes.jsonl``).
     """
     state = run.state
     totals = Totals.of(run.outcomes())
@@ -74,6 +83,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "planned": state.get("tests"),
         "started": state.get("started"),
         "ended": state.get("ended"),
+        "not_run": list(not_run(run)),
         "quarantine": state.get("quarantine", {}),
         "counts": {status.value: count for status, count in totals.counts.items()},
         "catalogue": dict(sorted(catalogue.items())),
@@ -128,6 +138,13 @@ def render(
             line.append("\n" + "\n".join(names), style="dim")
             table.add_row(f"{len(outcomes)}×", line)
         parts.append(Padding(table, (0, 0, 1, 1)))
+    missing = not_run(run) if run is not None else ()
+    if missing:
+        parts.append(Text(f"did not run to the end ({len(missing)})", style="yellow"))
+        shown = [f"   {test}" for test in missing[:NAMES]]
+        if len(missing) > NAMES:
+            shown.append(f"   … and {len(missing) - NAMES} more")
+        parts.append(Padding(Text("\n".join(shown), style="dim"), (0, 0, 1, 1)))
     slow = [f"{o.title} {o.seconds:.1f} s" for o in totals.slowest if o.seconds >= 1]
     if slow:
         parts.append(Text("slowest: " + ", ".join(slow), style="dim"))
@@ -136,6 +153,9 @@ def render(
         if totals.counts[status]:
             line.append(", " if line else "")
             line.append(f"{totals.counts[status]} {title}", style=style)
+    if run is not None and not run.complete:
+        line.append("; " if line else "")
+        line.append("incomplete: the run was cut short", style="yellow")
     parts.append(line)
     parts.append(Text(f"lab:    {lab} ({kind}{_WORTH.get(kind, '')})"))
     console.print(Group(*parts))

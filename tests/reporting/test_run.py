@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from hil import cli
 from hil.errors import Fault, HilError, InventoryError, LabError
 from hil.reporting import html
 from hil.reporting.allure import CATEGORIES, Environment, bug_links, labels, severity
 from hil.reporting.outcome import Outcome, Status
+from hil.reporting.plan import Plan, Planned
 from hil.reporting.run import Run
 from hil.reporting.summary import Totals, render, write_summary
 
@@ -58,6 +60,26 @@ def test_outcomes_survive_a_kill_in_the_midst_of_a_line(tmp_path: Path) -> None:
     assert "1 mistakes" not in json.dumps(summary)
     assert html.configuration(run)["name"].endswith("INCOMPLETE")
     assert html.variables(run)["incomplete"] == "2 of 3 tests ended: the run was cut short"
+
+
+def test_a_report_of_a_killed_run_shows_what_ran_and_what_did_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HIL_ALLURE", str(tmp_path / "missing"))
+    run = Run.create(tmp_path, "rack")
+    names = [outcome(f"test_{letter}").test for letter in "abc"]
+    run.write_state({"tests": 3, "kind": "physical"})
+    run.write_plan(Plan(tests=tuple(Planned(name, "dma") for name in names)))
+    run.add(outcome("test_b"))
+    # Without Allure there is no page, and that is said; the summary is there all the same.
+    assert cli.main(["report", str(run.directory)]) == InventoryError.exit_code
+    text = capsys.readouterr().out
+    assert "1 passed; incomplete: the run was cut short" in text
+    assert "did not run to the end (2)\n" in text
+    assert names[0] in text
+    summary = json.loads(run.summary.read_text())
+    assert (summary["complete"], summary["not_run"]) == (False, [names[0], names[2]])
+    assert html.variables(run)["did not run to the end"] == f"{names[0]}, {names[2]}"
 
 
 def test_a_run_that_left_tests_out_is_not_complete(tmp_path: Path) -> None:
