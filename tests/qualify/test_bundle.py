@@ -196,7 +196,7 @@ def test_results_changed_after_the_verdict_are_found(tmp_path: Path, runs: list[
     found = bad(folder, originals=runs)
     assert "changed after the verdict; changed since: allure-results/x-" in found["run0"]
     assert "gone since: plan.json; new since: new" in found["run1"]
-    other = folder_of(tmp_path / "other", [outcome("a")], name="other")
+    other = folder_of(tmp_path / "x", [outcome("a")], name="other", state={"lab": "other"})
     assert bad(folder, originals=[other]) == {"other": "the bundle was not made from this run"}
 
 
