@@ -35,7 +35,7 @@ SETTINGS = ("HIL_QEMU", "HIL_QEMU_ARGS", "PYTEST_ADDOPTS")
 #: Packages whose versions are noted: those that can change a result.
 PACKAGES = ("pytest", "pytest-timeout", "pytest-xdist", "allure-pytest", "paramiko", "pexpect")
 #: Options that say nothing of the tests: where reports go, how long to wait for a lab.
-_OWN = ("--hil-report", "--hil-wait")
+_OWN = ("--hil-report", "--hil-tag", "--hil-wait")
 #: Lines of a difference between inventories that are shown.
 _SHOWN = 30
 

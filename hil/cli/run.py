@@ -40,6 +40,9 @@ def run(
     ] = None,
     lab: LabOption = "emulated",
     report_dir: Annotated[Path, typer.Option(help="Reports go below it.")] = Path("reports"),
+    tag: Annotated[
+        str, typer.Option(help="End the report folder's name so; for a build, its number.")
+    ] = "",
     danger: Annotated[
         int, typer.Option(min=0, max=3, help="Run nothing above it, even if the lab allows it.")
     ] = 3,
@@ -69,7 +72,7 @@ def run(
     inventory = load(lab)
     count = _labs_at_once(labs, inventory.kind)
     options = [f"--hil-lab={lab}", f"--hil-report={report_dir}", f"--hil-danger={danger}"]
-    options.append(f"--hil-wait={wait}")
+    options += [f"--hil-wait={wait}", f"--hil-tag={tag}"]
     if cycles is not None:
         options.append(f"--hil-cycles={cycles}")
     if watch is not None:
@@ -104,7 +107,8 @@ def _again(context: typer.Context, name: str, suites: Sequence[str]) -> int:
     run = Run.open(here if "/" in name or (here / "run.json").is_file() else reports / name)
     again = repeat.like(run, given.get("lab"))
     options = [f"--hil-report={reports}", f"--hil-wait={context.params['wait']}"]
-    options += [f"--hil-{o}={given[o]}" for o in ("danger", "cycles", "watch") if o in given]
+    settings = ("tag", "danger", "cycles", "watch")
+    options += [f"--hil-{o}={given[o]}" for o in settings if o in given]
     if "labs" in given:
         lab = next(w for w in reversed(again.arguments) if w.startswith("--hil-lab="))
         count = _labs_at_once(given["labs"], load(lab.partition("=")[2]).kind)

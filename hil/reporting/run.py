@@ -43,14 +43,14 @@ class Run:
     directory: Path
 
     @classmethod
-    def create(cls, base: Path, lab: str) -> Run:
-        """A new folder below ``base``, named by the time and the lab.
+    def create(cls, base: Path, lab: str, tag: str = "") -> Run:
+        """A new folder below ``base``, named by the time, the lab and, if there is one, a tag.
 
         Raises:
             InventoryError: ``base`` cannot be written.
         """
-        safe = re.sub(r"[^A-Za-z0-9_.-]", "_", lab)[:40] or "lab"
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{safe}"
+        words = [re.sub(r"[^A-Za-z0-9_.-]", "_", word) for word in (lab[:40] or "lab", tag[:60])]
+        stem = "-".join(filter(None, (time.strftime("%Y%m%d-%H%M%S"), *words)))
         try:
             base.mkdir(parents=True, exist_ok=True)
             directory = _make(base.resolve(), stem)
@@ -152,9 +152,8 @@ class Run:
 
     def _outcomes(self) -> Iterator[Outcome]:
         with contextlib.suppress(FileNotFoundError):
-            for line in (
-                (self.directory / "outcomes.jsonl").read_text("utf-8", "replace").split("\n")
-            ):
+            text = (self.directory / "outcomes.jsonl").read_text("utf-8", "replace")
+            for line in text.split("\n"):
                 with contextlib.suppress(ValueError, TypeError, KeyError):
                     yield Outcome.from_json(line)
 

@@ -215,3 +215,9 @@ def test_a_generator_that_fails_is_the_labs_error_and_shows_its_words(
         html.generate(run.directory)
     assert "node is too old" in error.value.seen
     assert not list(run.directory.glob("*.html*"))
+
+
+def test_a_tag_ends_the_name_of_the_folder_and_cannot_lead_out_of_it(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "rack", "jenkins-nightly/17")
+    assert run.name.endswith("-rack-jenkins-nightly_17")
+    assert run.directory.parent == tmp_path
