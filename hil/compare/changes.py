@@ -18,6 +18,8 @@ class Kind(enum.StrEnum):
 
     NEWLY_FAILING = "newly-failing"
     """Fails by the product's fault, and did not before, whatever it did then."""
+    FLAKY = "flaky"
+    """Passed in all runs before, now in some."""
     CHANGED_FAULT = "changed-fault"
     """Did not pass before and does not now, but it is another's fault now."""
     NEWLY_BROKEN = "newly-broken"
@@ -30,8 +32,6 @@ class Kind(enum.StrEnum):
     """Ran before; now skipped or blocked."""
     SKIP_REASON = "skip-reason"
     """Skipped or blocked before and now, for another reason."""
-    FLAKY = "flaky"
-    """Passed in all runs before, now in some."""
     NEWLY_PASSING = "newly-passing"
     NEWLY_RUNNING = "newly-running"
     """Skipped, blocked or not reached before; passes now."""

@@ -17,13 +17,13 @@ LISTED = 40
 
 _TITLES: dict[Kind, tuple[str, str]] = {
     Kind.NEWLY_FAILING: ("newly failing", "bold red"),
+    Kind.FLAKY: ("newly flaky", "bold red"),
     Kind.CHANGED_FAULT: ("another's fault now", "bold magenta"),
     Kind.NEWLY_BROKEN: ("newly broken: could not judge", "bold magenta"),
     Kind.MISSING: ("missing", "bold yellow"),
     Kind.NOT_REACHED: ("not reached: the run was cut short", "yellow"),
     Kind.NEWLY_SKIPPED: ("no longer run", "yellow"),
     Kind.SKIP_REASON: ("skipped for another reason", "yellow"),
-    Kind.FLAKY: ("newly flaky", "bold red"),
     Kind.NEWLY_PASSING: ("newly passing", "bold green"),
     Kind.NEWLY_RUNNING: ("run now, and pass", "green"),
     Kind.NEW: ("new", "green"),
