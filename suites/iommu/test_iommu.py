@@ -82,6 +82,8 @@ def test_control_another_guests_memory_is_not_taken_for_the_owners(
 ) -> None:
     # Some platforms read a guest's memory only by way of a device that it has.
     others = [other for other in lab.devices.values() if other is not device]
+    if not others:
+        pytest.skip("the lab has no second device")
     stranger = lab.guests.fresh(others[-1])
     with pytest.raises(ProductError, match="should reach"):
         iommu.check_phase(device, Phase.ASSIGNED, guest=stranger)
