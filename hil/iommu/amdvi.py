@@ -51,6 +51,7 @@ _READ = 1 << 61
 _WRITE = 1 << 62
 _PRESENT = 1 << 0
 _LEVEL_SHIFT = 9
+_TABLE_LEVELS = range(1, 7)
 # Reserved in every revision of the specification; later ones gave meaning to the others.
 _ENTRY_RESERVED = 1 << 63 | 3 << 2
 # bits 60:52 of a directory entry and 58:52 of a page's (2.2.3)
@@ -345,6 +346,9 @@ class AmdviTables:
                 and not table[0] >> _LEVEL_SHIFT & 7
                 and self._below(1, table[0]) == self._below(1, table[-1]) == 0
                 and is_run(table, span)
+            )
+            self._memory.expect(
+                value & _ADDRESS for value in table if self._below(level, value) in _TABLE_LEVELS
             )
             # the six levels could hold more than an address has bits
             for index, value in enumerate(table[: 1 if run else max(1, above.length // span)]):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from hil.errors import LabError
 from hil.iommu.acpi import Drhd, Ivhd, parse_dmar, parse_ivrs
 from hil.iommu.faults import FaultRecord
-from hil.iommu.memory import PhysicalMemory
+from hil.iommu.memory import PhysicalMemory, read_many
 from hil.iommu.registers import DrhdRegisters, IvhdRegisters
 from hil.iommu.scope import Topology, drhd_of, ivhd_of
 from hil.iommu.tables import HostTables, Unit
@@ -54,8 +54,9 @@ def host_tables(
     several = len(drhds) + len(ivhds) > 1
     where = functools.cache(topology if several else Topology)
     units: dict[int, Unit] = {}
-    for drhd in drhds:
-        found = DrhdRegisters.read(registers, drhd.base)
+    heads = read_many(registers, [(drhd.base, DrhdRegisters.HEAD) for drhd in drhds])
+    for drhd, head in zip(drhds, heads, strict=True):
+        found = DrhdRegisters(head)
         units[drhd.base] = found.unit(memory, drhd.base, host_address_width=width)
     for ivhd in ivhds:
         units[ivhd.base] = IvhdRegisters.read(registers, ivhd.base).unit(memory, ivhd.base)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+from hil.errors import LabError
 
 PAGE = 4096
 
@@ -17,6 +21,26 @@ class PhysicalMemory(Protocol):
             LabError: any byte of it cannot be read.
         """
         ...
+
+
+@runtime_checkable
+class ReadsMany(PhysicalMemory, Protocol):
+    """A source of which several ranges cost no more than one: one command on a host."""
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What :meth:`read` gives for each address and length."""
+        ...
+
+
+def read_many(source: PhysicalMemory, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Several ranges, each by address and length, at once where ``source`` can.
+
+    Raises:
+        LabError: any byte of them cannot be read.
+    """
+    if isinstance(source, ReadsMany) and len(ranges) > 1:
+        return source.read_many(ranges)
+    return [source.read(address, length) for address, length in ranges]
 
 
 #: Most bytes that a cache asks its source for at once: what a host's shell gives readily.
@@ -41,6 +65,15 @@ class CachedMemory:
         self._fetch([page for page in pages if page not in self._pages])
         data = b"".join(self._pages[page] for page in pages)
         return data[address - first : address - first + length]
+
+    def expect(self, addresses: Iterable[int]) -> None:
+        """Read the pages at these addresses now, neighbours together: a walk will want them.
+
+        One that cannot be read is an error when it is wanted.
+        """
+        pages = {address - address % PAGE for address in addresses}
+        with contextlib.suppress(LabError):
+            self._fetch(sorted(pages - self._pages.keys()))
 
     def _fetch(self, missing: list[int]) -> None:
         while missing:

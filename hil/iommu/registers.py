@@ -14,7 +14,7 @@ from hil.errors import LabError
 from hil.iommu.amdvi import AmdviTables
 from hil.iommu.amdvi_log import RECORD_SIZE, Event
 from hil.iommu.faults import FaultRecord
-from hil.iommu.memory import PhysicalMemory
+from hil.iommu.memory import PhysicalMemory, read_many
 from hil.iommu.tables import Unit
 from hil.iommu.vtd import VtdTables
 
@@ -232,8 +232,8 @@ class IvhdRegisters:
     @classmethod
     def read(cls, registers: PhysicalMemory, base: int) -> IvhdRegisters:
         """Those of the unit at ``base``, read through ``registers``."""
-        low, high = (
-            registers.read(base + where.start, len(where)) for where in (cls.LOW, cls.HIGH)
+        low, high = read_many(
+            registers, [(base + where.start, len(where)) for where in (cls.LOW, cls.HIGH)]
         )
         return cls(low, high)
 

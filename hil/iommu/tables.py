@@ -161,6 +161,10 @@ class TableMemory:
                 hint="if that address is no memory at all, the tables themselves are damaged",
             ) from error
 
+    def expect(self, tables: Iterable[int]) -> None:
+        """Have the tables at these addresses read together: a walk comes to all of them."""
+        self._memory.expect(tables)
+
     def words(self, address: int, count: int, what: str) -> tuple[int, ...]:
         """``count`` little-endian 64-bit words at ``address``."""
         return struct.unpack(f"<{count}Q", self.read(address, 8 * count, what))

@@ -32,6 +32,7 @@ from hil.iommu.tables import (
     too_much,
 )
 
+_ADDRESS = (1 << 52) - PAGE
 _READ = 1 << 0
 _WRITE = 1 << 1
 _PAGE_SIZE = 1 << 7
@@ -315,7 +316,7 @@ class VtdTables:
                 return Reason.READ_DENIED, f"{where} gives no read permission"
             if value & self._reserved(level, value):
                 return Reason.PAGING_RESERVED, f"{where} has reserved bits"
-            base = value & ((1 << 52) - PAGE)
+            base = value & _ADDRESS
             if self._is_leaf(level, value):
                 size = 1 << shift
                 physical = base | address & (size - 1)
@@ -373,13 +374,21 @@ class VtdTables:
                 and is_run(table, size)
                 and not table[-1] & self._reserved(level, table[-1])
             )
+            if level > 1:
+                self._memory.expect(
+                    value & _ADDRESS
+                    for value in table
+                    if value & (_READ | _WRITE)
+                    and not self._is_leaf(level, value)
+                    and not value & self._reserved(level, value)
+                )
             for index, value in enumerate(table[:1] if run else table):
                 readable = above.readable and bool(value & _READ)
                 writable = above.writable and bool(value & _WRITE)
                 if not (readable or writable) or value & self._reserved(level, value):
                     continue
                 address = above.iova + index * size
-                base = value & ((1 << 52) - PAGE)
+                base = value & _ADDRESS
                 inner = Mapping(address, base, size * 512 if run else size, readable, writable)
                 if self._is_leaf(level, value):
                     yield inner

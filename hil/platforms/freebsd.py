@@ -223,6 +223,8 @@ class FreebsdBhyve(Platform):
         self._shared = shared
         self._taken: dict[Address, Entry] = {}
         self._made_vfs: dict[Address, Entry] = {}
+        #: Functions that had VFs when last looked at: their configuration is read with the rest.
+        self._had_vfs: tuple[Address, ...] = ()
 
     # ---- what is constant --------------------------------------------------------
 
@@ -334,7 +336,10 @@ class FreebsdBhyve(Platform):
     def _survey(self, chosen: Sequence[Address], deadline: Deadline) -> tuple[Function, ...]:
         """At least these functions, or all if none is given."""
         commands = {**_SURVEY, **_SURVEY_IF_THERE}
-        commands["configs"] += tuple(address.selector for address in chosen)
+        if chosen:
+            # Those asked for come last: by their reading the script is judged.
+            before = [address for address in self._had_vfs if address not in chosen]
+            commands["configs"] = _configs_of([*before, *chosen])
         told = self._ask(commands, deadline)
         texts = {}
         for name, one in told.items():
@@ -342,35 +347,43 @@ class FreebsdBhyve(Platform):
                 raise CommandError(one.command, one.status, host=self.host, stderr=one.errors)
             texts[name] = one.text if one.status == 0 else ""
         configs = _configs(texts.pop("configs"))
-        if chosen and "IOV enabled" in texts["pciconf"]:
+        if chosen:
             # Which functions are virtual, and whose, only the physical ones' configuration tells.
-            physical = physical_functions(parse_pciconf(texts["pciconf"]))
-            configs |= self._read_configs([a for a in physical if a not in configs], deadline)
+            configs |= self._physical_ones(texts["pciconf"], configs, deadline)
         return functions(Survey(configs=configs, host=self.host, **texts))
 
-    def _read_configs(
-        self, addresses: Sequence[Address], deadline: Deadline
+    def _physical_ones(
+        self, pciconf: str, configs: Mapping[Address, bytes], deadline: Deadline
     ) -> dict[Address, bytes]:
-        """Configuration spaces of some functions; those that have gone are left out."""
-        if not addresses:
+        """Configuration spaces of the functions that have VFs now; ``configs`` are read already.
+
+        Args:
+            pciconf: what ``pciconf -lc`` has just printed.
+            configs: read with it; of :attr:`_had_vfs` too, so that mostly nothing is left to read.
+            deadline: for reading.
+        """
+        if "IOV enabled" not in pciconf:
+            self._had_vfs = ()
             return {}
-        selectors = [address.selector for address in addresses]
-        script = ("sh", "-c", _CONFIGS, "hil", *selectors)
-        return _configs(self._try(*script, deadline=deadline).stdout)
+        self._had_vfs = physical_functions(parse_pciconf(pciconf))
+        known = {address: configs[address] for address in self._had_vfs if address in configs}
+        left = [address for address in self._had_vfs if address not in known]
+        if left:
+            known |= _configs(self._try(*_configs_of(left), deadline=deadline).stdout)
+        return known
 
     def _topology(self, deadline: Deadline) -> Topology:
         """What of the host's functions decides which remapping unit has them."""
         asked = {"pciconf": ("pciconf", "-lc"), "bridges": ("sh", "-c", _BRIDGES)}
+        if self._had_vfs:
+            asked["configs"] = _configs_of(self._had_vfs)
         told = self._ask(asked, deadline)
-        for one in told.values():
+        for one in (told["pciconf"], told["bridges"]):
             if one.status != 0:
                 raise CommandError(one.command, one.status, host=self.host, stderr=one.errors)
-        entries = parse_pciconf(told["pciconf"].text)
-        physical = [a for a in physical_functions(entries) if a.domain == 0]
-        spaces = {
-            address: ConfigSpace(data)
-            for address, data in self._read_configs(physical, deadline).items()
-        }
+        configs = _configs(told["configs"].text) if "configs" in told else {}
+        physical = self._physical_ones(told["pciconf"].text, configs, deadline)
+        spaces = {a: ConfigSpace(data) for a, data in physical.items() if a.domain == 0}
         bridges = parse_bridges(told["bridges"].text)
         return Topology(
             {a.requester_id: buses for a, buses in bridges.items() if a.domain == 0},
@@ -825,6 +838,12 @@ def _drivers(pciconf: str, devinfo: str) -> dict[Address, str | None]:
         entry.address: entry.driver if entry.name in attached else None
         for entry in parse_pciconf(pciconf)
     }
+
+
+def _configs_of(addresses: Iterable[Address]) -> tuple[str, ...]:
+    """The command that prints configuration spaces; :func:`_configs` reads them."""
+    selectors = dict.fromkeys(address.selector for address in addresses)
+    return ("sh", "-c", _CONFIGS, "hil", *selectors)
 
 
 def _configs(text: str) -> dict[Address, bytes]:

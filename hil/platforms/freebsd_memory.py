@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
+from collections.abc import Sequence
 
 from hil.deadline import Deadline
 from hil.errors import LabError
@@ -17,11 +18,18 @@ from hil.iommu.memory import PhysicalMemory
 from hil.journal import RUN, Entry, Journal, Undo
 from hil.platforms import canary
 from hil.platforms.freebsd_undo import MEMORY_DISK
-from hil.transport.base import Transport
+from hil.transport.base import Result, Transport
 
 PAGE = 4096
 _SECTOR = 512
 _ACPI_HEADER = 36
+#: Each further argument is a range: first unit and number of units.
+_READ = r"""
+unit=$1; shift
+for range in "$@"; do
+    dd if=/dev/mem bs="$unit" skip="${range%:*}" count="${range#*:}" status=none || exit
+done
+"""
 #: No firmware has more tables, nor a table as long.
 _ACPI_TABLES, _ACPI_LENGTH = 512, 1 << 20
 
@@ -42,26 +50,43 @@ class DevMemory:
 
     def read(self, address: int, length: int) -> bytes:
         """``length`` bytes at a physical ``address``; LabError if the kernel refuses."""
-        unit = self._unit
-        first, last = address // unit, (address + length - 1) // unit
-        command = ["dd", "if=/dev/mem", f"bs={unit}", f"skip={first}", f"count={last - first + 1}"]
-        result = self._transport.run(
-            [*command, "status=none"],
-            deadline=self._deadline,
-            limit=(last - first + 1) * unit + 1,
+        first, count = self._units(address, length)
+        command = ["dd", "if=/dev/mem", f"bs={self._unit}", f"skip={first}", f"count={count}"]
+        return self._read([*command, "status=none"], [(address, length)])[0]
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """What :meth:`read` gives for each of some addresses and lengths, by one command."""
+        units = [":".join(map(str, self._units(*span))) for span in ranges]
+        return self._read(["sh", "-c", _READ, "hil", str(self._unit), *units], ranges)
+
+    def _units(self, address: int, length: int) -> tuple[int, int]:
+        """Number of the first access to a range, and of all."""
+        first = address // self._unit
+        return first, (address + length - 1) // self._unit - first + 1
+
+    def _read(self, command: Sequence[str], ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        sizes = [self._units(*span)[1] * self._unit for span in ranges]
+        result = self._transport.run(command, deadline=self._deadline, limit=sum(sizes) + 1)
+        found, at = [], 0
+        for (address, length), size in zip(ranges, sizes, strict=True):
+            start = at + address % self._unit
+            data = result.out[start : start + length]
+            if len(data) != length:
+                raise self._refused(address, length, result)
+            found.append(data)
+            at += size
+        if result.status != 0:
+            raise self._refused(*ranges[-1], result)
+        return found
+
+    def _refused(self, address: int, length: int, result: Result) -> LabError:
+        return LabError(
+            f"physical memory {address:#x}+{length:#x} cannot be read on {self._transport.name}",
+            host=self._transport.name,
+            command=result.command,
+            seen=result.stderr,
+            hint="root needs /dev/mem: not in a jail, and sysctl kern.securelevel below 1",
         )
-        start = address - first * unit
-        data = result.out[start : start + length]
-        if result.status != 0 or len(data) != length:
-            raise LabError(
-                f"physical memory {address:#x}+{length:#x} cannot be read on "
-                f"{self._transport.name}",
-                host=self._transport.name,
-                command=command,
-                seen=result.stderr,
-                hint="root needs /dev/mem: not in a jail, and sysctl kern.securelevel below 1",
-            )
-        return data
 
     def write(self, address: int, data: bytes) -> None:
         """``data`` to a physical ``address``, a multiple of its length, in one access."""
@@ -86,9 +111,13 @@ class ReadAhead:
     def read(self, address: int, length: int) -> bytes:
         """``length`` bytes at a physical ``address``; LabError if the kernel refuses."""
         first, last = address // canary.BLOCK, (address + length - 1) // canary.BLOCK
-        for number in range(first, last + 1):
-            if number not in self._blocks:
-                self._blocks[number] = self._source.read(number * canary.BLOCK, canary.BLOCK)
+        missing = [number for number in range(first, last + 1) if number not in self._blocks]
+        if missing:
+            start, count = missing[0], missing[-1] - missing[0] + 1
+            blocks = self._source.read(start * canary.BLOCK, count * canary.BLOCK)
+            for at in range(count):
+                found = blocks[at * canary.BLOCK : (at + 1) * canary.BLOCK]
+                self._blocks.setdefault(start + at, found)
         data = b"".join(self._blocks[number] for number in range(first, last + 1))
         return data[address - first * canary.BLOCK :][:length]
 

@@ -48,6 +48,17 @@ def test_what_cannot_be_read_is_an_error_and_nothing_is_kept() -> None:
     assert memory.read(8 * MIB - PAGE, PAGE) == b"\xff" * PAGE
 
 
+def test_pages_that_a_walk_expects_are_read_at_once_and_errors_come_when_wanted() -> None:
+    source = Source()
+    memory = CachedMemory(source)
+    memory.read(2 * PAGE, 1)
+    memory.expect([5 * PAGE, 3 * PAGE + 8, 2 * PAGE, 4 * PAGE, 8 * MIB])
+    memory.read(3 * PAGE, 3 * PAGE)
+    assert source.asked == [(2, 1), (3, 3)]
+    with pytest.raises(LabError):
+        memory.read(8 * MIB, 1)
+
+
 @given(st.lists(st.tuples(st.integers(0, 64 * PAGE), st.integers(0, 5 * PAGE)), max_size=6))
 def test_any_spans_are_as_the_source_has_them(spans: list[tuple[int, int]]) -> None:
     source = Source()

@@ -145,6 +145,9 @@ def test_one_function_s_configuration_is_read_unless_others_tell_of_it() -> None
     platform.function(EM, soon())
     assert len(host.commands) == 3
     assert host.commands[2][4:] == (IGB.selector,)
+    # Next time they are asked for with the rest.
+    platform.function(EM, soon())
+    assert len(host.commands) == 4
 
 
 def test_an_answer_that_is_cut_off_is_an_error() -> None:
@@ -606,9 +609,10 @@ def test_a_walk_reads_each_64_kib_once() -> None:
     memory = ReadAhead(FakeTransport(disks), soon())
     assert memory.read(0xFFF8, 16) == struct.pack("<QQ", 0x1FFF, 0x2000)
     assert memory.read(0x1000, 8) == struct.pack("<Q", 0x200)
-    assert [command[2:4] for command in disks.commands] == [
-        ("bs=65536", "skip=0"),
-        ("bs=65536", "skip=1"),
+    assert memory.read(0x1FFF8, 16) == struct.pack("<QQ", 0x3FFF, 0x4000)
+    assert [command[2:5] for command in disks.commands] == [
+        ("bs=65536", "skip=0", "count=2"),
+        ("bs=65536", "skip=2", "count=1"),
     ]
 
 
@@ -617,6 +621,9 @@ def test_memory_that_the_kernel_refuses_is_told_with_what_mends_it() -> None:
     with pytest.raises(LabError, match="cannot be read") as raised:
         DevMemory(transport, soon()).read(0, 8)
     assert "securelevel" in raised.value.hint
+    half = FakeTransport(lambda _c, _s: (1, b"\0" * 4096, "dd: /dev/mem: Bad address\n"))
+    with pytest.raises(LabError, match="physical memory 0x5000\\+0x8 cannot be read"):
+        DevMemory(half, soon()).read_many([(0, 8), (0x5000, 8)])
     short = FakeTransport(lambda _c, _s: (0, b"\0" * 7, ""))
     with pytest.raises(LabError, match="cannot be read"):
         DevMemory(short, soon()).read(0, 8)

@@ -14,6 +14,7 @@ from hil.iommu.scope import Topology
 from hil.pci.address import Address
 from hil.platforms.contract import Bar
 from hil.platforms.freebsd import FreebsdBhyve
+from hil.platforms.freebsd_memory import DevMemory
 from hil.simulated.host import SimulatedHost
 from hil.transport.base import Result
 from hil.transport.keys import KeyPair
@@ -118,6 +119,12 @@ def test_bridges_and_virtual_functions_are_those_of_a_whole_survey(shell: SshTra
     assert topology.physical_functions[made[1].requester_id] == port.requester_id
     whole = {f.address: f for f in everything}
     assert chosen == {address: whole[address] for address in (port, made[1])}
+
+
+def test_ranges_of_memory_are_read_by_one_command(shell: SshTransport) -> None:
+    memory = DevMemory(shell, soon(), unit=8)
+    ranges = [(0xFED9_0008, 8), (0x10_0003, 21), (0xFED9_0020, 4)]
+    assert memory.read_many(ranges) == [memory.read(*span) for span in ranges]
 
 
 def test_a_system_without_a_tool_says_so() -> None:
