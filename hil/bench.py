@@ -65,9 +65,13 @@ class BenchHost:
     shelf: Shelf | None = None
     """None: every guest boots."""
 
+    bound: Deadline | None = None
+    """The test's own deadline, while one runs: no limit goes beyond it."""
+
     def limit(self, seconds: float, what: str) -> Deadline:
         """A deadline of this host's pace."""
-        return Deadline(seconds * self.pace, f"{what} on {self.name}")
+        deadline = Deadline(seconds * self.pace, f"{what} on {self.name}")
+        return deadline.bounded(self.bound)
 
     def facts(self) -> HostFacts:
         """What the host is."""
@@ -319,7 +323,13 @@ class GuestPool:
         if template is not None and template.fits(spec):
             spec = dataclasses.replace(spec, template=template)
         machine = where.platform.create_guest(spec, where.limit(60, f"guest {spec.name}"))
-        guest = Guest(machine, guest_os(self._os), pace=where.pace, on_destroy=self._forget)
+        guest = Guest(
+            machine,
+            guest_os(self._os),
+            pace=where.pace,
+            bound=lambda: where.bound,
+            on_destroy=self._forget,
+        )
         self._guests.append(guest)
         self._holders[guest] = devices
         return guest
@@ -515,6 +525,11 @@ class Bench:
                 failures.append(error)
         if failures:
             raise ExceptionGroup("the lab could not be put back as it was", failures)
+
+    def bind(self, bound: Deadline | None) -> None:
+        """Let no operation on a host or in a guest take longer than a test may."""
+        for host in self.hosts.values():
+            host.bound = bound
 
     def in_use(self, device: BenchDevice) -> bool:
         """Whether it is reserved, or has VFs."""

@@ -50,6 +50,12 @@ class Deadline:
         """A part of this operation: at most ``seconds``, never past this deadline."""
         return Deadline(min(seconds, self.remaining), what)
 
+    def bounded(self, bound: Deadline | None) -> Deadline:
+        """This deadline, or the same operation's by the end of ``bound`` if that is sooner."""
+        if bound is None or bound.remaining >= self.remaining:
+            return self
+        return bound.within(bound.remaining, self.what)
+
     def exceeded(self, last_seen: str = "", *, host: str = "", hint: str = "") -> DeadlineExceeded:
         """The error to raise when time ran out."""
         return DeadlineExceeded(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hil.bench import Bench, BenchDevice, BenchHost, Peer
+from hil.bench import GUEST_MEMORY, Bench, BenchDevice, BenchHost, Peer
 from hil.deadline import Deadline
 from hil.errors import GuestError, InventoryError, LabError, ProductError
 from hil.guests.guest import GuestState
@@ -120,6 +120,21 @@ def test_a_guest_that_does_not_boot_is_destroyed(lab: Lab) -> None:
     assert lab.guests.living == ()
     assert lab.platform.machines[0].at is MachineState.DESTROYED
     assert not lab.nic.used
+
+
+def test_a_guest_has_the_memory_that_its_devices_want(lab: Lab) -> None:
+    assert lab.guests.fresh(lab.disk).machine.spec.memory == GUEST_MEMORY
+    lab.nic.guest_memory = 2 * GUEST_MEMORY
+    assert lab.guests.fresh(lab.nic, lab.disk).machine.spec.memory == 2 * GUEST_MEMORY
+    assert lab.guests.fresh(lab.nic, memory=8 << 30).machine.spec.memory == 8 << 30
+
+
+def test_option_roms_are_given_when_asked_for(lab: Lab) -> None:
+    lab.nic.rom = "/roms/nic.rom"
+    assert lab.guests.fresh(lab.nic).machine.spec.roms == {}
+    assert lab.guests.fresh(lab.nic, lab.disk, roms=True).machine.spec.roms == {
+        NIC: "/roms/nic.rom"
+    }
 
 
 def test_guests_for_each_device_are_booted(lab: Lab) -> None:
@@ -350,3 +365,14 @@ def test_a_peer_gives_its_address_back_once(lab: Lab) -> None:
     peer.restore()
     assert len(lab.platform.fake_transport.commands) == 2
     assert peer.address_for(2) == "198.18.3.12/24"
+
+
+def test_no_limit_goes_beyond_the_test_s_deadline_but_that_of_a_guest_s_end(lab: Lab) -> None:
+    guest = lab.guests.shared(lab.nic)
+    lab.bench.bind(Deadline(0, "the test"))
+    assert lab.host.limit(60, "x").remaining == 0
+    assert guest.limit(60, "x").remaining == 0
+    guest.destroy()
+    assert lab.platform.machines[0].at is MachineState.DESTROYED
+    lab.bench.bind(None)
+    assert lab.host.limit(60, "x").remaining > 0

@@ -21,7 +21,7 @@ from hil.cli.app import (
     invocation,
     say,
 )
-from hil.errors import Fault, InventoryError
+from hil.errors import Fault, InventoryError, LabError
 
 if TYPE_CHECKING:
     import pytest
@@ -43,6 +43,13 @@ def run(
     tag: Annotated[
         str, typer.Option(help="End the report folder's name so; for a build, its number.")
     ] = "",
+    deadline: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="End the run after so long, and put all back."),
+    ] = None,
+    test_deadline: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="How long a test may take.")
+    ] = None,
     danger: Annotated[
         int, typer.Option(min=0, max=3, help="Run nothing above it, even if the lab allows it.")
     ] = 3,
@@ -73,6 +80,10 @@ def run(
     count = _labs_at_once(labs, inventory.kind)
     options = [f"--hil-lab={lab}", f"--hil-report={report_dir}", f"--hil-danger={danger}"]
     options += [f"--hil-wait={wait}", f"--hil-tag={tag}"]
+    if deadline is not None:
+        options.append(f"--hil-deadline={deadline}")
+    if test_deadline is not None:
+        options.append(f"--hil-test-deadline={test_deadline}")
     if cycles is not None:
         options.append(f"--hil-cycles={cycles}")
     if watch is not None:
@@ -107,8 +118,8 @@ def _again(context: typer.Context, name: str, suites: Sequence[str]) -> int:
     run = Run.open(here if "/" in name or (here / "run.json").is_file() else reports / name)
     again = repeat.like(run, given.get("lab"))
     options = [f"--hil-report={reports}", f"--hil-wait={context.params['wait']}"]
-    settings = ("tag", "danger", "cycles", "watch")
-    options += [f"--hil-{o}={given[o]}" for o in settings if o in given]
+    settings = ("tag", "deadline", "test_deadline", "danger", "cycles", "watch")
+    options += [f"--hil-{o.replace('_', '-')}={given[o]}" for o in settings if o in given]
     if "labs" in given:
         lab = next(w for w in reversed(again.arguments) if w.startswith("--hil-lab="))
         count = _labs_at_once(given["labs"], load(lab.partition("=")[2]).kind)
@@ -198,7 +209,11 @@ def _pytest(arguments: Sequence[str]) -> int:
 
 
 def _by_fault(directory: Path | None) -> int:
-    """The exit code of a run in which tests failed: the product's fault before all others."""
+    """The exit code of a run in which tests failed: the product's fault before all others.
+
+    Where tests were only blocked, by the deadline of the run, it is the lab's.
+    """
+    from hil.reporting.outcome import Status
     from hil.reporting.run import Run
 
     outcomes = Run(directory).outcomes() if directory else ()
@@ -206,4 +221,6 @@ def _by_fault(directory: Path | None) -> int:
     codes = {Fault.PRODUCT: 1, Fault.GUEST: 3, Fault.LAB: 4, Fault.INVENTORY: 5}
     if "test" in faults:
         return 1
+    if faults <= {""} and any(outcome.status is Status.BLOCKED for outcome in outcomes):
+        return LabError.exit_code
     return next((code for fault, code in codes.items() if fault.value in faults), 1)

@@ -60,6 +60,7 @@ class Guest:
         machine: the platform's side of it.
         os: the guest system's differences.
         pace: how much slower than hardware this lab is; multiplies every limit.
+        bound: the deadline of the test that runs, if one does: no limit goes beyond it.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class Guest:
         os: GuestOS,
         *,
         pace: float = 1.0,
+        bound: Callable[[], Deadline | None] = lambda: None,
         on_destroy: Callable[[Guest], None] = lambda _: None,
     ) -> None:
         self.machine = machine
         self.os = os
         self.pace = pace
+        self._bound = bound
         self.state = GuestState.PREPARED
         self.booted = False
         """Whether it ever was ready."""
@@ -92,7 +95,8 @@ class Guest:
 
     def limit(self, seconds: float, what: str) -> Deadline:
         """A deadline of this lab's pace."""
-        return Deadline(seconds * self.pace, f"{what} of guest {self.name}")
+        deadline = Deadline(seconds * self.pace, f"{what} of guest {self.name}")
+        return deadline.bounded(self._bound())
 
     # ---- life ----------------------------------------------------------------------
 
@@ -226,7 +230,9 @@ class Guest:
         with events.step(f"destroy guest {self.name}"):
             self._close_ssh()
             try:
-                self.machine.destroy(self.limit(END, "the end"))
+                # It must go, also when the test has no time left.
+                limit = Deadline(END * self.pace, f"the end of guest {self.name}")
+                self.machine.destroy(limit)
             finally:
                 if self._console is not None:
                     self._console.close()

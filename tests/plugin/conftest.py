@@ -99,12 +99,13 @@ class FakeHost:
     def __init__(self, labs: FakeLabs, name: str) -> None:
         self.name = name
         self.platform = FakePlatform(labs, name)
+        self.bound: Any = None
         self.panic = lambda: labs.panics.get(name, "")
 
     def limit(self, seconds: float, what: str) -> Any:
         from hil.deadline import Deadline
 
-        return Deadline(seconds, what)
+        return Deadline(seconds, what).bounded(self.bound)
 
 
 class FakeBench:
@@ -113,6 +114,10 @@ class FakeBench:
         self.hosts = {name: FakeHost(labs, name) for name in names}
         self.guests: FakeBench = self
         self.devices: dict[str, object] = {}
+
+    def bind(self, bound: Any) -> None:
+        for host in self.hosts.values():
+            host.bound = bound
 
     def settle(self) -> None:
         self.labs.settled += 1
