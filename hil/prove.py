@@ -54,6 +54,8 @@ class Row:
     """How many tests ran."""
     by_name: bool
     """Whether these were only the tests that name the bug."""
+    error: str = ""
+    """Why its suites did not run; empty if they did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Proof:
                     "broken": list(row.broken),
                     "ran": row.ran,
                     "by_name": row.by_name,
+                    "error": row.error,
                 }
                 for row in self.rows
             ],
@@ -144,7 +147,11 @@ def prove(
             good = {o.test: o for o in without[lab] if o.status is Status.PASSED}
             if bug and (whole or not any(bug in o.bugs for o in good.values())):
                 continue
-            found = outcomes(lab, fault.name, bug)
+            error = ""
+            try:
+                found = outcomes(lab, fault.name, bug)
+            except LabError as problem:  # the other rows are still worth having
+                found, error = (), problem.explain()
             seen = [o for o in found if o.test in good]
             made = Row(
                 fault.number,
@@ -156,6 +163,7 @@ def prove(
                 tuple(o.test for o in seen if o.status in (Status.BROKEN, Status.BLOCKED)),
                 sum(o.status is not Status.SKIPPED for o in found),
                 bool(bug),
+                error,
             )
             if made.caught:
                 break
@@ -229,7 +237,8 @@ def table(proof: Proof, width: int, *, colour: bool) -> str:
     rows.add_column("caught by", overflow="fold")
     for row in proof.rows:
         names = "\n".join(short(test) for test in row.caught)
-        rows.add_row(row.fault, str(len(row.caught)), names or Text("NOT CAUGHT", style="bold red"))
+        missed = f"DID NOT RUN: {row.error}" if row.error else "NOT CAUGHT"
+        rows.add_row(row.fault, str(len(row.caught)), names or Text(missed, style="bold red"))
     console.print(rows)
     output = console.file
     assert isinstance(output, io.StringIO)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from hil.errors import LabError
 from hil.prove import Proof, markdown, prove, short, table
 from hil.reporting.outcome import Outcome, Status
 from hil.simulated.faults import Fault
@@ -132,6 +133,19 @@ def test_what_fails_without_a_fault_proves_nothing(status: Status) -> None:
     assert not proof.holds
     assert [short(test) for test in proof.rows[0].caught] == ["iommu: b"]
     assert "why" in table(proof, 100, colour=False)
+
+
+def test_suites_that_do_not_run_on_one_bug_cost_that_row_only() -> None:
+    class Broken(Suites):
+        def __call__(self, lab: str, fault: str, bug: str) -> Sequence[Outcome]:
+            if fault == BOTH.name:
+                raise LabError("no suites here")
+            return [outcome("a", Status.FAILED)] if fault else super().__call__(lab, fault, bug)
+
+    proof = prove([BOTH, AMD], LABS, Broken())
+    assert proof.missed == (proof.rows[0],)
+    assert "DID NOT RUN: no suites here" in table(proof, 100, colour=False)
+    assert proof.rows[1].caught
 
 
 def test_a_run_in_which_nothing_ran_proves_nothing() -> None:
