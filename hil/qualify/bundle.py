@@ -40,6 +40,8 @@ from hil.reporting.text import one_line
 FORMAT = "hil-qualification-1"
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"
+#: No bundle was judged later: the year 2100, in seconds since the epoch.
+LATEST = 4102444800
 #: Files of a run that ``hil report`` makes anew from the others.
 DERIVED = frozenset({"report.html", "summary.json"})
 
@@ -226,6 +228,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         value = data.get(name)
         if not isinstance(value, (shape, int) if shape is float else shape):
             raise InventoryError(f"{path}: {name} is missing, or not of its kind")
+    if not 0 <= data["judged"] <= LATEST:
+        raise InventoryError(f"{path}: judged is no time", seen=str(data["judged"]))
     for files in (data["files"], *data["runs"].values()):
         if not isinstance(files, dict) or not all(map(_is_inside, files)):
             raise InventoryError(f"{path} names files that are not below {folder}")

@@ -19,6 +19,8 @@ from hil.reporting.text import one_line
 
 #: Findings of one cell that the terminal shows; the page has all.
 SHOWN = 5
+#: Suites beside one another that a page of paper has room for.
+WIDE = 7
 
 _STYLES = {
     Judgement.QUALIFIED: ("✓", "bold green"),
@@ -170,20 +172,41 @@ class _Row:
     """A suite each."""
 
 
-def _matrix(line: Line) -> dict[str, Any]:
-    suites = list(dict.fromkeys(cell.suite for cell in line.cells))
-    rows: dict[tuple[str, str, str], dict[str, Cell]] = {}
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A requirement's cells as tables of at most :data:`WIDE` suites each."""
+
+    common: str
+    """The only guest and platform, where there is one of each; they need no columns then."""
+    guests: bool
+    platforms: bool
+    tables: tuple[tuple[tuple[str, ...], tuple[_Row, ...]], ...]
+    """Suites, and the rows of that table."""
+
+
+def _matrix(line: Line) -> _Matrix:
+    suites = tuple(dict.fromkeys(cell.suite for cell in line.cells))
+    guests = dict.fromkeys(cell.guest for cell in line.cells)
+    platforms = dict.fromkeys(cell.platform for cell in line.cells)
+    places: dict[tuple[str, str, str], dict[str, Cell]] = {}
     for cell in line.cells:
-        rows.setdefault((cell.platform, cell.guest, cell.device), {})[cell.suite] = cell
-    return {
-        "suites": suites,
-        "guests": any(cell.guest for cell in line.cells),
-        "platforms": any(cell.platform for cell in line.cells),
-        "rows": [
-            _Row(device, guest, platform, tuple(cells.get(suite) for suite in suites))
-            for (platform, guest, device), cells in rows.items()
-        ],
-    }
+        places.setdefault((cell.platform, cell.guest, cell.device), {})[cell.suite] = cell
+    alone = [*guests] * (len(guests) == 1) + [*platforms] * (len(platforms) == 1)
+    return _Matrix(
+        common=", ".join(filter(None, alone)),
+        guests=len(guests) > 1,
+        platforms=len(platforms) > 1,
+        tables=tuple(
+            (
+                part,
+                tuple(
+                    _Row(device, guest, platform, tuple(cells.get(suite) for suite in part))
+                    for (platform, guest, device), cells in places.items()
+                ),
+            )
+            for part in (suites[i : i + WIDE] for i in range(0, len(suites), WIDE))
+        ),
+    )
 
 
 def _mark(cell: Cell) -> str:

@@ -63,9 +63,22 @@ class Outcome:
     def from_json(cls, text: str) -> Outcome:
         """Raises ValueError, TypeError or KeyError if ``text`` is not an outcome."""
         data = json.loads(text)
+        if not isinstance(data, dict):
+            raise TypeError("not an object")
         known = {field.name for field in fields(cls)}
         values = {key: value for key, value in data.items() if key in known}
         values["status"] = Status(values["status"])
         for key in ("catalogue", "bugs", "devices", "hosts", "platforms"):
-            values[key] = tuple(values.get(key, ()))
-        return cls(**values)
+            values[key] = _texts(values.get(key, []))
+        outcome = cls(**values)
+        texts = (outcome.test, outcome.provenance, outcome.reason, outcome.fault, outcome.area)
+        _texts([*texts, outcome.guest])
+        if not isinstance(outcome.seconds, int | float) or not isinstance(outcome.danger, int):
+            raise TypeError("not a number")
+        return outcome
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("not texts")
+    return tuple(values)
