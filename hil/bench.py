@@ -22,6 +22,7 @@ from hil.guests.os import GuestOS, guest_os
 from hil.journal import Entry, Undo
 from hil.lab.models import LabKind
 from hil.pci.address import Address
+from hil.pci.budget import Windows
 from hil.platforms.contract import (
     Feature,
     Function,
@@ -76,6 +77,10 @@ class BenchHost:
     def facts(self) -> HostFacts:
         """What the host is."""
         return self.platform.facts(self.limit(20, "the facts"))
+
+    def bar_windows(self) -> Windows | None:
+        """Where its guests get their BARs; ``None`` where that is not known."""
+        return self.platform.bar_windows(self.limit(20, "the windows for BARs"))
 
     def functions(self) -> tuple[Function, ...]:
         """All PCI functions of the host now."""
@@ -168,6 +173,10 @@ class BenchDevice:
     parent: BenchDevice | None = None
     screen: Screen | None = None
     """How its display is seen, if it is."""
+    guest_memory: int = GUEST_MEMORY
+    """Bytes that a guest with it has at least: drivers of some cards need more than others."""
+    rom: str = ""
+    """A file on the host with its first function's option ROM."""
     reservation: Reservation | None = field(default=None, init=False)
     used: bool = field(default=False, init=False)
     """Whether the last thing that happened to it was the end of a guest that had it."""
@@ -271,15 +280,19 @@ class GuestPool:
         memory: int = GUEST_MEMORY,
         cold: bool = False,
         form: str = "",
+        roms: bool = False,
     ) -> Guest:
-        """A ready guest that no test has used."""
-        guest = self.prepare(*devices, host=host, memory=memory, cold=cold, form=form)
+        """A ready guest that no test has used.
+
+        ``roms``: each device is given its option ROM, if the inventory names one.
+        """
+        guest = self.prepare(*devices, host=host, memory=memory, cold=cold, form=form, roms=roms)
         try:
             return guest.boot()
         except TemplateLostError as error:
             guest.destroy()
             self._boot_from_here_on(_host_of(devices, host), error)
-            return self.fresh(*devices, host=host, memory=memory, cold=True, form=form)
+            return self.fresh(*devices, host=host, memory=memory, cold=True, form=form, roms=roms)
         except HilError:
             guest.destroy()
             raise
@@ -305,6 +318,7 @@ class GuestPool:
         memory: int = GUEST_MEMORY,
         cold: bool = False,
         form: str = "",
+        roms: bool = False,
     ) -> Guest:
         """A guest with its devices assigned, its first instruction not yet run."""
         where = _host_of(devices, host)
@@ -316,8 +330,9 @@ class GuestPool:
         spec = GuestSpec(
             name=self._name(devices),
             image=self.image,
-            memory=memory,
+            memory=max([memory, *(device.guest_memory for device in devices)]),
             devices=tuple(address for device in devices for address in device.functions),
+            roms={device.address: device.rom for device in devices if roms and device.rom},
             form=form,
         )
         if template is not None and template.fits(spec):
@@ -511,6 +526,15 @@ class Bench:
         finally:
             self.remove_vfs(device)
 
+    def bind(self, bound: Deadline | None) -> None:
+        """Let no operation on a host or in a guest take longer than a test may."""
+        for host in self.hosts.values():
+            host.bound = bound
+
+    def in_use(self, device: BenchDevice) -> bool:
+        """Whether it is reserved, or has VFs."""
+        return device.reservation is not None or bool(self._vfs.get(device.name))
+
     def settle(self) -> None:
         """Destroy every guest, take every VF away, return every device."""
         failures: list[Exception] = []
@@ -525,15 +549,6 @@ class Bench:
                 failures.append(error)
         if failures:
             raise ExceptionGroup("the lab could not be put back as it was", failures)
-
-    def bind(self, bound: Deadline | None) -> None:
-        """Let no operation on a host or in a guest take longer than a test may."""
-        for host in self.hosts.values():
-            host.bound = bound
-
-    def in_use(self, device: BenchDevice) -> bool:
-        """Whether it is reserved, or has VFs."""
-        return device.reservation is not None or bool(self._vfs.get(device.name))
 
     def close(self) -> None:
         """Put all back and end what brought the hosts up, whatever fails on the way."""

@@ -7,7 +7,7 @@ from hil.gpu.vendor import Quirk, Vendor
 AMD = Vendor(
     name="AMD",
     vendor=0x1002,
-    drivers={"linux": ("amdgpu", "radeon"), "freebsd": ("amdgpu", "radeonkms")},
+    drivers=("amdgpu", "radeon"),
     tool=("rocm-smi", "--showallinfo"),
     opencl="Debian: mesa-opencl-icd; AMD's own packages: rocm-opencl-runtime",
     quirks=(

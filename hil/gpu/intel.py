@@ -7,7 +7,7 @@ from hil.gpu.vendor import Quirk, Vendor
 INTEL = Vendor(
     name="Intel",
     vendor=0x8086,
-    drivers={"linux": ("i915", "xe"), "freebsd": ("i915kms",)},
+    drivers=("i915", "xe"),
     tool=("intel_gpu_top", "-L"),
     opencl="Debian: intel-opencl-icd",
     quirks=(

@@ -7,7 +7,7 @@ from hil.gpu.vendor import Quirk, Vendor
 NVIDIA = Vendor(
     name="NVIDIA",
     vendor=0x10DE,
-    drivers={"linux": ("nvidia", "nouveau"), "freebsd": ("nvidia",)},
+    drivers=("nvidia", "nouveau"),
     tool=("nvidia-smi", "-q"),
     opencl="Debian's non-free: nvidia-opencl-icd and nvidia-kernel-dkms",
     hiding=(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -29,9 +28,9 @@ class Vendor:
     name: str
     vendor: int
     """PCI vendor id."""
-    drivers: Mapping[str, tuple[str, ...]]
-    """By guest system (``linux``, ``freebsd``): drivers that a card can have there, as the
-    system names them."""
+    drivers: tuple[str, ...]
+    """Drivers that a card can have in a Linux guest, as PCI knows them.  FreeBSD's base system has
+    none for GPUs."""
     devices: tuple[range, ...] = ()
     """Device ids; empty: whatever of the vendor's is a display or an accelerator."""
     tool: tuple[str, ...] = ()

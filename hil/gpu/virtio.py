@@ -8,6 +8,6 @@ VIRTIO = Vendor(
     name="virtio-gpu",
     vendor=0x1AF4,
     # Of PCI; the display's own driver, virtio_gpu, sits on the virtio bus.
-    drivers={"linux": ("virtio-pci",), "freebsd": ("virtio_pci",)},
+    drivers=("virtio-pci",),
     devices=(range(0x1050, 0x1051),),
 )

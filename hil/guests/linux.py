@@ -191,6 +191,18 @@ class LinuxGuest(GuestOS):
             command += ["-p", pattern[:16].hex()]
         return [*command, destination]
 
+    def read_rom(self, address: Address) -> list[str]:
+        # Readable only while it is switched on (Documentation/PCI/sysfs-pci.rst).
+        script = r"""
+        rom=/sys/bus/pci/devices/$1/rom
+        echo 1 > "$rom" || exit
+        base64 -w 0 "$rom"
+        status=$?
+        echo 0 > "$rom"
+        exit $status
+        """
+        return ["sh", "-c", script, "hil", str(address)]
+
     def reset_function(self, address: Address) -> list[str]:
         # Not every driver survives a reset under its feet (igb has no reset_prepare).
         script = r"""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from hil.errors import LabError
 from hil.pci.address import Address
 from hil.platforms.contract import Bar
 
@@ -177,6 +178,14 @@ class GuestOS(ABC):
     @abstractmethod
     def ping(self, destination: str, *, size: int, pattern: bytes = b"") -> list[str]:
         """One echo; ``size``: bytes of ICMP payload; ``pattern``: up to 16 bytes to fill it."""
+
+    def read_rom(self, address: Address) -> list[str]:
+        """Prints a function's option ROM in base 64; fails if it has none.
+
+        Raises:
+            LabError: the system shows no option ROM to programs.
+        """
+        raise LabError(f"{self.name} shows a program no option ROM ({address})")
 
     @abstractmethod
     def reset_function(self, address: Address) -> list[str]:

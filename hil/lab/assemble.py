@@ -51,6 +51,8 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
             peer=_peer(device, index, hosts, deadline),
             vfs=device.vfs,
             screen=_screen(name, device, live),
+            guest_memory=device.guest_memory << 20,
+            rom=device.rom or "",
         )
     image, entry = next(iter(lab.images.items()), ("linux", None))
     return Bench(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from hil.gpu.known import vendor_of
 from hil.lab.document import InvalidFileError, Problem
 from hil.lab.models import Device, Lab, Match
 from hil.pci.address import Address
 from hil.pci.reset import reset_facts
 from hil.platforms.contract import Function
 from hil.probes.device_memory import is_memory
-
-#: Bytes of a prefetchable BAR that is taken for memory of the device's own.
-VRAM = 1 << 20
 
 
 def check_against(
@@ -155,6 +153,7 @@ def capabilities(function: Function) -> frozenset[str]:
     """What ``function`` has of the names that an inventory may state."""
     config = function.config
     resets = reset_facts(config)
+    vendor = vendor_of(function)
     there = {
         "msi": config.msi,
         "msix": config.msix,
@@ -165,6 +164,7 @@ def capabilities(function: Function) -> frozenset[str]:
         "acs": config.acs,
         "ats": config.ats,
         "vram": any(is_memory(bar) for bar in function.bars),
+        "compute": vendor is not None and vendor.opencl,
     }
     return frozenset(name for name, has in there.items() if has)
 

@@ -101,8 +101,11 @@ SerialNumber = Annotated[str, AfterValidator(_serial)]
 PlatformName = Literal["linux-vfio", "freebsd-bhyve"]
 DeviceKind = Literal["nic", "nvme", "gpu", "edu", "usb", "other"]
 #: ``pm``: a reset by the D3hot to D0 transition; ``vram``: memory of its own in a prefetchable
-#: BAR, 1 MiB or more; the rest are capabilities by their usual names.
-CapabilityName = Literal["msi", "msix", "flr", "af_flr", "pm", "sriov", "acs", "ats", "vram"]
+#: BAR, 1 MiB or more; ``compute``: a GPU whose vendor serves OpenCL; the rest are capabilities
+#: by their usual names.
+CapabilityName = Literal[
+    "msi", "msix", "flr", "af_flr", "pm", "sriov", "acs", "ats", "vram", "compute"
+]
 
 
 class _Model(BaseModel):
@@ -213,6 +216,10 @@ class Device(_Model):
     """Whether what is stored on it may be overwritten."""
     capture: Capture | None = None
     """Its display can be seen."""
+    guest_memory: int = Field(default=256, ge=64, le=1 << 20)
+    """MiB of memory that a guest with it has: a GPU's driver wants thousands."""
+    rom: AbsolutePath | None = None
+    """A file on the host with the first function's option ROM, for tests that give it to guests."""
     known: tuple[str, ...] = ()
     """Ids of the catalogue: tests of these are known to find fault with the device, and are
     expected to."""

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from hil.errors import GuestError, ProductError
 from hil.oracles.pattern import WORD, origin, tagged
-from hil.probes.compute import Moved, Search, WrongRun
+from hil.probes.compute import Compute, Moved, Search, WrongRun
+
+#: Of a card's memory: the rest is its driver's.
+MOST = 0.9
 
 
-def check_held(held: int, wanted: int) -> None:
-    """As much device memory as was asked for could be had; else the test says too little.
+def hold(card: Compute, size: int, *, touch: bool = True) -> int:
+    """Take ``size`` bytes of device memory; see :meth:`Compute.hold`.
 
     Raises:
-        GuestError: it could not.
+        GuestError: so much was not to be had, and a test would say too little.
     """
+    held = card.hold(size, touch=touch)
     # Blocks are of whole grains: up to 63 bytes are never asked for.
-    if held < wanted - 64:
+    if held < size - 63:
         raise GuestError(
-            f"{held >> 20} MiB of device memory were to be had, not {wanted >> 20} MiB",
+            f"{held >> 20} MiB of device memory were to be had, not {size >> 20} MiB",
             hint="does the guest's own desktop, or another program, use the card?",
         )
+    return held
+
+
+def hold_most(card: Compute, *, touch: bool = True) -> int:
+    """Take 90 % of the card's memory; how many bytes that are."""
+    return hold(card, int(card.device.memory * MOST), touch=touch)
 
 
 def check_moved(moved: Moved, what: str, size: int) -> None:

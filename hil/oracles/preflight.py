@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from hil.errors import ProductError
+from hil.errors import LabError, ProductError
+from hil.pci.budget import Windows, advice, plan
 from hil.pci.reset import reset_facts
+from hil.platforms.bar_windows import wanted_bars
 from hil.platforms.contract import Function, HostFacts
 
 PAGE = 4096
@@ -45,6 +47,32 @@ def check_bars(function: Function) -> None:
     if wrong:
         raise ProductError(
             f"memory BARs of {function.address} are not page aligned", seen="\n".join(wrong)
+        )
+
+
+def check_budget(
+    devices: Mapping[str, Sequence[Function]], windows: Windows | None, memory: int
+) -> None:
+    """PF6: a guest with these devices and so much memory (bytes) has room for all their BARs.
+
+    Asked before the start: hypervisors leave out what does not fit, and may not say so.
+
+    Raises:
+        ProductError: it has not, with which BARs it lacks, and what would fit.
+        LabError: where the platform puts BARs is not known.
+    """
+    if windows is None:
+        raise LabError("the platform does not state where its guests get their BARs")
+    cards = {
+        name: [bar for function in functions for bar in wanted_bars(function)]
+        for name, functions in devices.items()
+    }
+    budget = plan([bar for card in cards.values() for bar in card], windows, memory)
+    if not budget.fits:
+        raise ProductError(
+            f"a guest has no room for {', '.join(map(str, budget.left_out))}",
+            seen=budget.describe(),
+            hint=advice(cards, windows, memory),
         )
 
 

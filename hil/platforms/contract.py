@@ -24,6 +24,7 @@ from hil.iommu.memory import PhysicalMemory
 from hil.iommu.tables import Tables
 from hil.journal import Dialect, Journal, Kind
 from hil.pci.address import Address
+from hil.pci.budget import Windows
 from hil.pci.config import ConfigSpace
 from hil.transport.base import ByteStream, Transport
 from hil.transport.keys import KeyPair
@@ -192,6 +193,8 @@ class GuestSpec:
     devices: tuple[Address, ...] = ()
     arguments: tuple[str, ...] = ()
     """More kernel command line words, for a guest that the platform boots directly."""
+    roms: Mapping[Address, str] = field(default_factory=dict, hash=False)
+    """Option ROMs: files on the host, for the functions that are given one."""
     template: Template | None = None
     """Continue this one rather than boot."""
     form: str = ""
@@ -351,6 +354,11 @@ class Platform(ABC):
     """Whether a guest's devices can reach one another's BARs by DMA, as far as the hypervisor is
     concerned: it maps these for them.  If not, such DMA is refused like any other outside of
     the guest's memory."""
+
+    def bar_windows(self, deadline: Deadline) -> Windows | None:
+        """Where guests of this host get their BARs; ``None`` where that is not known."""
+        deadline.check()
+        return None
 
     @property
     def address_forms(self) -> tuple[str, ...]:

@@ -34,8 +34,10 @@ from hil.iommu.scope import Topology
 from hil.iommu.tables import HostTables
 from hil.journal import FREEBSD, Entry, Journal, Undo, card_of
 from hil.pci.address import Address
+from hil.pci.budget import Windows
 from hil.pci.config import ConfigSpace
 from hil.platforms import freebsd_undo
+from hil.platforms.bar_windows import BHYVE
 from hil.platforms.contract import (
     Canary,
     Feature,
@@ -633,7 +635,10 @@ class FreebsdBhyve(Platform):
             )
         self._load_vmm(deadline)
         self._run("kldload", "-n", "nmdm", deadline=deadline)
-        passed = [self._passed(address, spec.form, deadline) for address in spec.devices]
+        passed = [
+            replace(self._passed(address, spec.form, deadline), rom=spec.roms.get(address, ""))
+            for address in spec.devices
+        ]
         machine = BhyveMachine(
             host=self.host,
             transport=self.transport,
@@ -649,6 +654,11 @@ class FreebsdBhyve(Platform):
         with events.step(f"create guest {spec.name} on {self.host}"):
             machine.create(deadline)
         return machine
+
+    def bar_windows(self, deadline: Deadline) -> Windows:
+        """Where guests of this host get their BARs; the same on all releases that hil knows."""
+        deadline.check()
+        return BHYVE
 
     @property
     def address_forms(self) -> tuple[str, ...]:

@@ -139,13 +139,17 @@ class Passed:
     """As bhyve's ``passthru`` takes it: ``ppt0`` or ``0/5/0``."""
     keys: bool = False
     """Tell it by configuration variables (bhyve_config(5)), which take a name of ppt's only."""
+    rom: str = ""
+    """A file on the host with its option ROM; empty: the guest sees none."""
 
     def arguments(self, slot: int) -> list[str]:
         """The words of bhyve's command line that put it into a slot of the guest."""
         if not self.keys:
-            return ["-s", f"{slot},passthru,{self.form}"]
+            rom = f",rom={self.rom}" if self.rom else ""
+            return ["-s", f"{slot},passthru,{self.form}{rom}"]
         device = f"pci.0.{slot}.0"
-        return ["-o", f"{device}.device=passthru", "-o", f"{device}.pptdev={self.form}"]
+        words = ["-o", f"{device}.device=passthru", "-o", f"{device}.pptdev={self.form}"]
+        return [*words, "-o", f"{device}.rom={self.rom}"] if self.rom else words
 
 
 @dataclass

@@ -35,8 +35,10 @@ from hil.iommu.scope import Topology
 from hil.iommu.tables import HostTables
 from hil.journal import LINUX, Entry, Journal, Undo, card_of
 from hil.pci.address import Address
+from hil.pci.budget import Windows
 from hil.pci.config import ConfigSpace
 from hil.platforms import linux_undo
+from hil.platforms.bar_windows import address_bits, q35
 from hil.platforms.contract import (
     Bar,
     Canary,
@@ -260,6 +262,11 @@ class LinuxVfio(Platform):
                 "firmware": found.get("firmware", "").strip(),
             },
         )
+
+    def bar_windows(self, deadline: Deadline) -> Windows:
+        """Where guests of this host get their BARs: as far as its processor's addresses go."""
+        text = self._sh("grep -m1 '^address sizes' /proc/cpuinfo; true", deadline=deadline)
+        return q35(address_bits(text))
 
     def functions(self, deadline: Deadline) -> tuple[Function, ...]:
         return parse_survey(self._survey("*", deadline), self.host)

@@ -185,7 +185,10 @@ class QemuMachine:
         command += ["-kernel", image.kernel, "-initrd", image.initrd, "-append", " ".join(words)]
         for index, address in enumerate(spec.devices):
             slot = FIRST_SLOT + index
-            command += ["-device", f"vfio-pci,host={address},addr={slot:#x},rombar=0"]
+            rom = "rombar=0"
+            if address in spec.roms:
+                rom = "rombar=1,romfile=" + spec.roms[address].replace(",", ",,")
+            command += ["-device", f"vfio-pci,host={address},addr={slot:#x},{rom}"]
         if spec.template is not None:
             command += ["-incoming", "defer"]
         return command

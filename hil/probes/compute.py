@@ -10,8 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from hil import events
+from hil.bench import BenchDevice
 from hil.deadline import Deadline
 from hil.errors import CommandError, GuestError
+from hil.gpu.link import links
+from hil.guests.guest import Guest
 from hil.pci.address import Address
 from hil.transport.agent import Agent, AgentEndedError, AgentError, program
 from hil.transport.base import Transport
@@ -21,7 +25,7 @@ _SLOWEST = 100 << 20
 
 
 class NoComputeError(GuestError):
-    """The guest cannot reach the device by OpenCL; the message says why, for a person."""
+    """The guest's image lacks what OpenCL needs; the message says what, for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ def choose(devices: Sequence[ComputeDevice], address: Address) -> ComputeDevice:
     """The one at ``address`` in the guest; else the only GPU, if none tells its address.
 
     Raises:
-        NoComputeError: none is, or it cannot be told which.
+        GuestError: none is, or it cannot be told which.
     """
     for device in devices:
         if device.address == address:
@@ -125,7 +129,7 @@ def choose(devices: Sequence[ComputeDevice], address: Address) -> ComputeDevice:
     silent = [device for device in devices if device.gpu and device.address is None]
     if len(silent) == 1:
         return silent[0]
-    raise NoComputeError(
+    raise GuestError(
         f"OpenCL in the guest has no device at {address}"
         + (f", and {len(silent)} GPUs that do not tell their addresses" if silent else ""),
         seen="\n".join(f"{device.address or 'no address'}: {device}" for device in devices),
@@ -142,7 +146,8 @@ class Compute:
         choose: takes one of the devices that OpenCL lists.
 
     Raises:
-        NoComputeError: there is no Python 3, no pyopencl, no OpenCL, or no device.
+        NoComputeError: there is no Python 3, no pyopencl, or no vendor's OpenCL.
+        GuestError: there are, and still no device.
     """
 
     def __init__(
@@ -247,6 +252,32 @@ class Compute:
             raise GuestError(
                 error.message, seen=error.seen, hint="the kernel's log in the guest may tell why"
             ) from error
+
+
+def in_guest(guest: Guest, device: BenchDevice) -> Compute:
+    """A passed device, by OpenCL in the guest that has it.
+
+    Raises:
+        NoComputeError: the guest's image lacks what OpenCL needs.
+        GuestError: it does not, and OpenCL has no such device.
+    """
+    address = guest.address_of(device.address)
+    return Compute(guest.ssh, guest.limit, lambda devices: choose(devices, address))
+
+
+def report_rates(device: BenchDevice, moves: Mapping[str, Moved]) -> None:
+    """Put how fast data went into the report, beside what the card's link can carry.
+
+    ``moves``: by what moved, ``host to device, pinned``.
+    """
+    now, best = links(device.look().config.pcie)
+    lines = [
+        f"{what}: {moved.rate / 1e9:.2f} GB/s ({moved.bytes >> 20} MiB in {moved.seconds:.3f} s)"
+        for what, moved in moves.items()
+    ]
+    lines += [f"link now: {now}", f"best link of the card: {best}"]
+    name = f"{device.name}: bandwidth beside the link's limit"
+    events.emit(events.Evidence(name, "\n".join(lines).encode()))
 
 
 def _moved(answer: Mapping[str, Any], tag: int) -> Moved:

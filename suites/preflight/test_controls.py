@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hil.bench import Bench, BenchDevice
 from hil.errors import ProductError
 from hil.oracles import preflight
+from hil.platforms.contract import Bar
 
 
 @pytest.mark.catalogue("PF1")
@@ -14,6 +17,17 @@ from hil.oracles import preflight
 def test_control_a_host_without_an_iommu_is_refused(lab_without_iommu: Bench) -> None:
     with pytest.raises(ProductError, match=r"no IOMMU|does not use it"):
         preflight.check_iommu(lab_without_iommu.host.facts())
+
+
+@pytest.mark.catalogue("PF6", bugs=[16])
+@pytest.mark.danger(0)
+@pytest.mark.needs
+def test_control_a_bar_that_no_guest_has_room_for_is_told(device: BenchDevice) -> None:
+    function = device.look()
+    large = Bar(0, 0, 1 << 55, memory=True, prefetchable=True, wide=True)
+    found = {device.name: [replace(function, bars=(*function.bars, large))]}
+    with pytest.raises(ProductError, match="a guest has no room for BAR0"):
+        preflight.check_budget(found, device.host.bar_windows(), device.guest_memory)
 
 
 @pytest.mark.catalogue("PF7")

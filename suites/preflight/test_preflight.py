@@ -29,6 +29,14 @@ def test_every_memory_bar_covers_whole_pages(device: BenchDevice) -> None:
     preflight.check_bars(device.look())
 
 
+@pytest.mark.catalogue("PF6", bugs=[16])
+@pytest.mark.danger(0)
+@pytest.mark.needs
+def test_a_guest_has_room_for_every_bar_of_the_device(device: BenchDevice) -> None:
+    found = {device.name: device.look_at_all()}
+    preflight.check_budget(found, device.host.bar_windows(), device.guest_memory)
+
+
 @pytest.mark.catalogue("PF7")
 @pytest.mark.danger(0)
 @pytest.mark.needs(capability="flr")

@@ -192,3 +192,14 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_capabilities_come_from_config_space() -> None:
     assert capabilities(function("03:00.0")) == {"msix", "flr"}
     assert identity(function("3/0/0", config(serial=SERIAL))).endswith("serial 001b21ffffaabbcc")
+
+
+def test_a_gpu_computes_if_its_vendor_serves_opencl() -> None:
+    def display(ids: str) -> Function:
+        data = bytearray(config(ids).data)
+        data[9:12] = (0x030000).to_bytes(3, "little")
+        return function("0000:03:00.0", ConfigSpace(bytes(data)))
+
+    assert "compute" in capabilities(display("10de:1b39"))
+    assert "compute" not in capabilities(display("1af4:1050"))
+    assert "compute" not in capabilities(function("0000:03:00.0", config("10de:10ef")))

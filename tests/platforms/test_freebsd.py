@@ -489,6 +489,28 @@ def test_a_guest_may_choose_the_form(form: str, words: str) -> None:
     assert words in host.commands[-1][2]
 
 
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ("slashes", "-s 8,passthru,0/5/0,rom=/roms/card.rom "),
+        ("variables", "-o pci.0.8.0.pptdev=ppt5 -o pci.0.8.0.rom=/roms/card.rom "),
+    ],
+)
+def test_a_guest_is_given_an_option_rom(form: str, words: str) -> None:
+    host = FreebsdHost()
+    host.drivers[EM] = ("ppt5", True)
+    platform = host.platform()
+    platform.images = {"freebsd": IMAGE}
+    spec = GuestSpec("nic0-1", "freebsd", devices=(EM,), form=form, roms={EM: "/roms/card.rom"})
+    with pytest.raises(LabError, match="no stream here"):
+        platform.create_guest(spec, soon())
+    assert words in host.commands[-1][2]
+
+
+def test_its_windows_for_bars_are_bhyve_s() -> None:
+    assert FreebsdHost().platform().bar_windows(soon()).high(4 << 30) == (32 << 30, 64 << 30)
+
+
 def test_an_image_that_the_host_lacks_is_told() -> None:
     host = FreebsdHost()
     with pytest.raises(InventoryError, match="has no guest image 'linux'"):

@@ -76,6 +76,13 @@ def test_each_device_stands_where_the_machine_says() -> None:
     assert len(slots) == len(set(slots)) == 5
 
 
+def test_an_option_rom_goes_to_the_function_that_is_given_one() -> None:
+    made = machine(roms={DISK: "/roms/a,b.rom"})
+    passed = [o for o in options(made.command(), "-device") if o.startswith("vfio-pci")]
+    assert passed[0].endswith(",addr=0x10,rombar=0")
+    assert passed[1].endswith(",addr=0x11,rombar=1,romfile=/roms/a,,b.rom")
+
+
 def test_one_that_continues_another_waits_for_its_state_and_has_its_key() -> None:
     template = Template("linux", 256 << 20, 1, "/run/hil-templates/linux", generate())
     made = machine(template=template)

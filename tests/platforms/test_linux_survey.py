@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hil.errors import LabError
 from hil.pci.address import Address
 from hil.platforms.contract import Bar
-from hil.platforms.linux import parse_survey
-from tests.fakes import FLR, MSIX, config
+from hil.platforms.linux import LinuxVfio, parse_survey
+from tests.fakes import FLR, MSIX, FakeTransport, config, soon
 from tests.platforms.survey import ROOT, Written, survey
 
 IO, MEM, WIDE = 0x40101, 0x40200, 0x140204
@@ -216,3 +216,12 @@ def test_damage_gives_functions_or_a_lab_error(data: st.DataObject) -> None:
 def test_rubbish_gives_a_lab_error_or_nothing(text: str) -> None:
     with contextlib.suppress(LabError):
         assert parse_survey(text) == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "end"),
+    [("address sizes\t: 46 bits physical, 48 bits virtual\n", 1 << 46), ("", 1 << 39)],
+)
+def test_windows_for_bars_end_where_the_processor_s_addresses_do(told: str, end: int) -> None:
+    platform = LinuxVfio("lab1", FakeTransport(lambda _c, _s: (0, told, "")), python=False)
+    assert platform.bar_windows(soon()).high_end == end

@@ -50,6 +50,14 @@ def test_a_test_is_made_for_each_device_that_has_what_it_needs(
         ),
         ("device='gpu'", "the lab 'rack' has no gpu"),
         (
+            "device='nvme', capability='compute'",
+            "the lab 'rack' has no nvme with OpenCL (nvme0: no OpenCL)",
+        ),
+        (
+            "device='nvme', rom=True",
+            "the lab 'rack' has no nvme with an option ROM (nvme0: no option ROM named)",
+        ),
+        (
             "vfs=5, device='nic'",
             "the lab 'rack' has no nic with 5 VFs (nic0: 4 VFs, not 5; nic1: 0 ",
         ),

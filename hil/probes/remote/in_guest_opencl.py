@@ -219,7 +219,7 @@ def place(device: Any) -> list[int] | None:
 
 
 def listed() -> tuple[list[Any], str]:
-    """OpenCL's devices; where there are none, why, in a sentence."""
+    """OpenCL's devices; where there is no OpenCL, what is missing, in a sentence."""
     try:
         cl = importlib.import_module("pyopencl")
     except ImportError as error:
@@ -234,8 +234,7 @@ def listed() -> tuple[list[Any], str]:
             devices += platform.get_devices()
         except cl.Error:
             continue
-    names = ", ".join(platform.name.strip() for platform in platforms)
-    return devices, "" if devices else "OpenCL of %s finds no device" % (names or "nobody")
+    return devices, ""
 
 
 def do_devices() -> dict[str, Any]:
