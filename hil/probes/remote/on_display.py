@@ -198,6 +198,8 @@ display: Any = None
 def do_open(address: str) -> dict[str, Any]:
     """Find the display of a function, waiting for its driver for some seconds."""
     global display
+    if not os.path.isdir(SYSFS + address):
+        raise OSError("there is no PCI function %s" % address)
     end = time.monotonic() + 15
     load_driver(address)
     while True:
