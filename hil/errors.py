@@ -13,6 +13,9 @@ class                  exit code  whose fault
 :class:`InventoryError` 5         what the user wrote: inventory, options
 =====================  =========  ==========================================
 
+A host that understood what it was asked and said no raises one of these that is a
+:class:`RefusalError` too.
+
 Exit code 2 is left to the command line's own usage errors, as everywhere.
 """
 
