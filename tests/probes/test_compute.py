@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from hil.deadline import Deadline
 from hil.errors import GuestError, ProductError
 from hil.oracles import gpu_memory
 from hil.pci.address import Address
@@ -19,6 +16,7 @@ from hil.probes import compute
 from hil.probes.compute import Compute, ComputeDevice, NoComputeError, choose
 from hil.probes.remote import in_guest_opencl
 from hil.transport.local import LocalTransport
+from tests.opencl import first, limit, opened, path_to_this_python, pocl
 
 pytestmark = pytest.mark.xdist_group("opencl")
 
@@ -27,28 +25,10 @@ SIZE = (34 << 20) + 4096
 TAG, OTHER = 0xC0FFEE, 0x0DDBA1
 
 
-def limit(seconds: float, what: str) -> Deadline:
-    return Deadline(10 * seconds, what)
-
-
-def first(devices: Sequence[ComputeDevice]) -> ComputeDevice:
-    return devices[0]
-
-
-def path_with(folder: str) -> str:
-    return f"{folder}{os.pathsep}{os.environ['PATH']}"
-
-
 @pytest.fixture(scope="module")
 def card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compute]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", path_with(str(Path(sys.executable).parent)))
-        patch.setenv("POCL_CACHE_DIR", str(tmp_path_factory.mktemp("pocl")))
-        # Debian's PoCL, by its CPU; whatever else this machine has stays out of it.
-        patch.setenv("OCL_ICD_FILENAMES", "libpocl.so.2")
-        patch.setenv("POCL_DEVICES", "pthread")
-        with Compute(LocalTransport("here"), limit, first) as made:
-            yield made
+    with pocl(tmp_path_factory.mktemp("pocl")), opened() as made:
+        yield made
 
 
 @pytest.fixture
@@ -232,7 +212,7 @@ def fake_opencl(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str) -> N
     """Another pyopencl, found before the real one."""
     (folder / "pyopencl.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.setenv("PATH", path_with(str(Path(sys.executable).parent)))
+    monkeypatch.setenv("PATH", path_to_this_python())
 
 
 def missing(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str) -> str:
