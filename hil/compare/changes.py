@@ -291,15 +291,16 @@ def _differences(before: Side, after: Side) -> Iterable[Difference]:
         old, new = ({getattr(run, what) for run in side.runs} for side in (before, after))
         if old != new:
             yield Difference(title, _listed(old), _listed(new))
-    old, new = ({run.inventory for run in side.runs} - {""} for side in (before, after))
-    if old and new and old != new:
-        yield Difference("inventory", _listed(v[:12] for v in old), _listed(v[:12] for v in new))
     olds, news = _environment(before), _environment(after)
     # What was not noted, because the lab did not come up, is no difference.
     if olds and news:
         for name in dict.fromkeys((*olds, *news)):
             if olds.get(name) != news.get(name):
                 yield Difference(name, _listed(olds.get(name, ())), _listed(news.get(name, ())))
+
+
+def _inventories(side: Side) -> set[str]:
+    return {run.inventory for run in side.runs} - {""}
 
 
 def _environment(side: Side) -> Mapping[str, set[str]]:
@@ -328,6 +329,9 @@ def _notes(before: Side, after: Side) -> Iterable[str]:
         )
     elif labs[0] and labs[1] and labs[0] != labs[1]:
         yield "different labs: what has the same name there may be other hardware"
+    copies = [run.directory / "inventory.toml" for s in (before, after) for run in s.runs[-1:]]
+    if _inventories(before) and _inventories(after) and _inventories(before) != _inventories(after):
+        yield f"the inventories differ: diff {' '.join(map(str, copies))}"
     if not {t for r in before.runs for t in r.outcomes} & {
         t for r in after.runs for t in r.outcomes
     }:

@@ -118,6 +118,17 @@ def test_kernel_firmware_and_devices_that_differ_are_told(tmp_path: Path) -> Non
     assert "Debian, kernel 6.1\n    → Debian, kernel 6.2" in render.terminal(found, ())
 
 
+def test_inventories_that_differ_are_told_with_how_to_see_it(tmp_path: Path) -> None:
+    make(tmp_path, "a", {"test_t": "P"}, inventory="1" * 64)
+    make(tmp_path, "b", {"test_t": "P"}, inventory="2" * 64)
+    (note,) = compare(side("a", tmp_path), side("b", tmp_path)).notes
+    assert (
+        note
+        == f"the inventories differ: diff {tmp_path}/a/inventory.toml {tmp_path}/b/inventory.toml"
+    )
+    assert compare(side("a", tmp_path), side("a", tmp_path)).notes == ("on both sides: a",)
+
+
 def test_an_environment_that_was_not_noted_is_no_difference(tmp_path: Path) -> None:
     make(tmp_path, "a", {"test_t": "P"}, environment={"host: system": "x"})
     make(tmp_path, "b", {"test_t": "P"})

@@ -74,6 +74,7 @@ def test_a_damaged_file_costs_its_own_run_only(tmp_path: Path, text: str) -> Non
     kept(make(base, "a"), tmp_path, point())
     bad = make(base, "b")
     (history.folder(bad) / "b.json").write_text(text, "latin-1")
+    (history.folder(bad) / ".a.json.77").write_text("a kill left this")
     found = gathered(make(base, "c"), tmp_path)
     assert [p["name"] for p in found] == ["a"]
 
@@ -117,9 +118,7 @@ ALLURE = _find()
 
 
 @pytest.mark.skipif(not ALLURE, reason=f"Allure 3 is missing: {html.INSTALL}")
-def test_allure_adds_to_what_was_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_allure_adds_to_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HIL_ALLURE", ALLURE)
     for day, status in enumerate(("passed", "failed"), 1):
         run = make(tmp_path / "reports", f"2026010{day}-120000-rack")
