@@ -7,6 +7,7 @@ runs the tree.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -169,8 +170,9 @@ class List:
     items: tuple[AndOr, ...] = ()
 
 
+@functools.lru_cache(maxsize=256)
 def parse(text: str) -> List:
-    """The commands in ``text``.
+    """The commands in ``text``; scripts come again and again.
 
     Raises:
         ShellSyntaxError: it is none, or not a whole one.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hil.reporting.text import REDACTED, clean, cut_middle, one_line, redact
+from hil.reporting.text import _NAMED, REDACTED, clean, cut_middle, one_line, redact
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEA\n-----END OPENSSH PRIVATE KEY-----"
 
@@ -33,6 +33,11 @@ def test_secrets_are_taken_out(text: str) -> None:
     assert "hunter2" not in redacted
     assert REDACTED in redacted
     assert redacted.startswith("before ")
+
+
+@given(st.from_regex(_NAMED))
+def test_nothing_that_names_a_secret_is_passed_over(text: str) -> None:
+    assert REDACTED in redact(text)
 
 
 @pytest.mark.parametrize(
