@@ -173,7 +173,10 @@ def _cell(
     tally: Counter[str] = Counter()
     findings: list[Finding] = []
     for test, found in tests.items():
-        ending, more = _test(policy, requirement, place.device, test, found, now, books)
+        if found:
+            ending, more = _test(policy, requirement, place.device, test, found, now, books)
+        else:
+            ending, more = "lacking", [planned[test]]
         tally[ending] += 1
         findings += more
     if mine and not whole:
@@ -206,17 +209,24 @@ def _severity(finding: Finding) -> tuple[int, str]:
     return order.index(finding.judgement), finding.test
 
 
-def _planned(place: _Place, runs: Sequence[RunRecord]) -> tuple[dict[str, None], bool]:
-    """The tests that belong here as ``runs`` planned them, and whether one had the whole suite."""
-    tests: dict[str, None] = {}
+def _planned(place: _Place, runs: Sequence[RunRecord]) -> tuple[dict[str, Finding], bool]:
+    """The tests that belong here as ``runs`` planned them, and whether one had the whole suite.
+
+    Each with what is to be said if it never ended.
+    """
+    tests: dict[str, Finding] = {}
     whole = False
     for run in runs:
         plan = run.plan
         if plan is None or not place.fits(run.guest, run.platforms([place.device])):
             continue
-        for planned in (*plan.tests, *plan.deselected):
+        for planned, why in (
+            *((p, "not run: this run did not get so far") for p in plan.tests),
+            *((p, "not run: options took it out of this run") for p in plan.deselected),
+        ):
             if place.has(planned.area, planned.devices):
-                tests[planned.test] = None
+                lack = Finding(Judgement.NOT_ENOUGH, why, planned.test, run.name)
+                tests.setdefault(planned.test, lack)
                 whole = whole or not plan.narrowed
     return tests, whole
 
@@ -248,7 +258,7 @@ def _test(
     failures = [r for r in results if _failed(r.outcome)]
     others = [r for r in results if r not in passes and r not in failures]
     waiver = _waiver(policy, device, test, now)
-    if waiver is not None and results:
+    if waiver is not None:
         books.met.setdefault(waiver[0], set()).add(test)
     short = len(counted) < requirement.passes
     amiss = failures or (others if short else [])
@@ -310,7 +320,7 @@ def _lack(
         times = "" if len(doubtful) == 1 else f" {len(doubtful)} times"
         words.append(f"passed{times}, which does not count: {doubtful[0].doubt}")
         run = run or doubtful[0].run.name
-    return Finding(Judgement.NOT_ENOUGH, "; ".join(words) or "not run", test, run)
+    return Finding(Judgement.NOT_ENOUGH, "; ".join(words), test, run)
 
 
 def _nothing(

@@ -17,7 +17,7 @@ from hil.qualify.links import link_key
 from hil.qualify.verdict import Cell, Finding, Judgement, Line, Verdict
 from hil.reporting.text import one_line
 
-#: Findings of one cell that the terminal shows; the page has all.
+#: Tests that the terminal shows of which the same is to be said; the page has all.
 SHOWN = 5
 #: Suites beside one another that a page of paper has room for.
 WIDE = 7
@@ -118,14 +118,24 @@ def terminal(
     def put(text: Text, indent: int) -> None:
         console.print(Padding(text, (0, 0, 0, indent)))
 
-    def tell(finding: Finding, indent: int) -> None:
-        mark, style = _STYLES[finding.judgement]
-        text = Text(f"{mark if not finding.waiver else '≈'} ", style=style)
-        put(text.append(finding.text, style="not bold default"), indent)
-        for name in (finding.test, links.get(link_key(finding.run, finding.test), "")):
-            # To be copied: never broken by us.
-            if name:
-                console.print(Text(f"{' ' * (indent + 2)}{name}", style="dim"), soft_wrap=True)
+    def tell(found: Sequence[Finding], indent: int) -> None:
+        """Findings of which the same is to be said."""
+        first, links_told = found[0], set[str]()
+        mark, style = _STYLES[first.judgement]
+        text = Text(f"{mark if not first.waiver else '≈'} ", style=style)
+        text.append(first.text, style="not bold default")
+        if len(found) > 1:
+            text.append(f" ({len(found)} tests)", style="not bold default")
+        put(text, indent)
+        for finding in found[:SHOWN]:
+            link = links.get(link_key(finding.run, finding.test), "")
+            for name in (finding.test, "" if link in links_told else link):
+                # To be copied: never broken by us.
+                if name:
+                    console.print(Text(f"{' ' * (indent + 2)}{name}", style="dim"), soft_wrap=True)
+            links_told.add(link)
+        if len(found) > SHOWN:
+            put(Text(f"… and {len(found) - SHOWN} more", style="dim"), indent + 2)
 
     for line in verdict.lines:
         mark, style = _STYLES[line.judgement]
@@ -135,12 +145,14 @@ def terminal(
         put(Text(f"asked: {line.demands}", style="dim"), 2)
         for title, found in sections(line):
             put(Text(title), 2)
-            for finding in found[:SHOWN]:
-                tell(finding, 4)
-            if len(found) > SHOWN:
-                put(Text(f"… and {len(found) - SHOWN} more", style="dim"), 4)
+            alike: dict[tuple[object, ...], list[Finding]] = {}
+            for finding in found:
+                key = (finding.judgement, finding.text, finding.waiver)
+                alike.setdefault(key, []).append(finding)
+            for group in alike.values():
+                tell(group, 4)
     for finding in verdict.findings:
-        tell(finding, 0)
+        tell([finding], 0)
     for run in verdict.runs:
         put(Text(f"run {run.name}: {run.counted} of {run.tests} tests counted", style="dim"), 0)
         for doubt in run.doubts:

@@ -153,7 +153,7 @@ def test_too_few_cycles_do_not_count(tmp_path: Path, cycles: int | None, words: 
 
 def test_a_test_that_options_took_out_lacks(tmp_path: Path) -> None:
     run = run_of(tmp_path, outcome("a"), left_out=[outcome("b"), outcome("x", device="nic1")])
-    finding = only(verdict_of(run), NOT_ENOUGH, "not run")
+    finding = only(verdict_of(run), NOT_ENOUGH, "not run: options took it out of this run")
     assert finding.test == "suites/reset/test_reset.py::test_b[nic0]"
     other = run_of(tmp_path, outcome("b"), narrowed=True)
     assert verdict_of(run, other).judgement is QUALIFIED
