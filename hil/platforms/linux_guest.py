@@ -243,7 +243,7 @@ class QemuMachine:
 
         failure.host = self.host
         try:
-            poll(ended, deadline, interval=0.01, last_seen=self.failure)
+            poll(ended, deadline, interval=0.05, last_seen=self.failure)
         except DeadlineExceeded:
             raise
         except LabError as error:
