@@ -56,8 +56,9 @@ def resolve(tree: Path, revision: str) -> str:
     """The commit that ``revision`` names.
 
     Raises:
-        InventoryError: there is none.
+        InventoryError: there is none, or the tree is none.
     """
+    _mark(tree)
     done = _git(tree, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if done.returncode:
         raise InventoryError(f"{tree} has no commit {one_line(revision)!r}", hint="see git log")

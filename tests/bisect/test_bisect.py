@@ -170,8 +170,9 @@ def test_what_is_no_tree_or_no_commit_is_told(tmp_path: Path) -> None:
     with pytest.raises(InventoryError, match="no commit 'v9'"):
         drive.resolve(driver.tree, "v9")
     (tmp_path / "plain").mkdir()
-    with pytest.raises(InventoryError, match="not a git working tree"):
-        drive.current(tmp_path / "plain")
+    for ask in (drive.current, lambda tree: drive.resolve(tree, "HEAD")):
+        with pytest.raises(InventoryError, match="not a git working tree"):
+            ask(tmp_path / "plain")
 
 
 def test_two_processes_do_not_test_at_once(tmp_path: Path, said: Words) -> None:
