@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hil import events
@@ -35,6 +35,7 @@ from hil.errors import (
 from hil.guests.images import GuestImage, Loader
 from hil.guests.os import GuestOS, guest_os
 from hil.iommu.memory import PhysicalMemory
+from hil.iommu.tables import Mapping as MemoryRange
 from hil.iommu.tables import Tables, Translation
 from hil.journal import Entry, Journal, Undo
 from hil.pci.address import Address
@@ -55,8 +56,9 @@ PREFIX = "hil-"
 SSH_PORT = 2222
 _PAGE = 4096
 SEARCH_LIMIT = 1000
-#: Most ranges of memory in one command.
-PIECES = 2000
+#: Most ranges of memory in one command, and in what grep sees as one; the bytes of that, which
+#: it keeps where they have no newline.
+PIECES, STRETCH_PIECES, STRETCH = 2000, 100, 16 << 20
 #: Bytes at the end of a guest's memory that its kernel does not use.
 KEPT_FOR_DMA = 16 << 20
 
@@ -92,14 +94,17 @@ stty raw -echo clocal <&4
 kill "$opener"
 """
 
-# Each further argument is a range: bytes of a block, first block, blocks, guest address.
+# Each further argument is a stretch of the guest's memory: ranges of the host's, with commas
+# between them, each a block's bytes, first block and blocks.
 _SEARCH = r"""
 text=$1; shift
-for range in "$@"; do
-    unit=${range%%:*} rest=${range#*:}
-    first=${rest%%:*} rest=${rest#*:}
-    dd if=/dev/mem bs="$unit" skip="$first" count="${rest%%:*}" status=none |
-        LC_ALL=C grep -a -b -o -F -e "$text" | sed "s/^/${rest#*:} /"
+IFS=,
+for stretch in "$@"; do
+    echo stretch
+    for range in $stretch; do
+        unit=${range%%:*} rest=${range#*:}
+        dd if=/dev/mem bs="$unit" skip="${rest%:*}" count="${rest#*:}" status=none || exit
+    done | LC_ALL=C grep -a -b -o -F -e "$text"
 done
 true
 """
@@ -644,22 +649,20 @@ class BhyveMachine:
     def search_physical(self, text: str, deadline: Deadline) -> tuple[int, ...]:
         """Guest physical addresses where ``text`` stands, at most SEARCH_LIMIT of them.
 
-        The host searches.  What lies across the end of a contiguous range of its memory is missed.
+        The host searches.  What lies across the end of a stretch of 16 MiB is missed.
         """
         tables, _ = self._view(deadline)
-        pieces = []
-        for mapping in tables.mappings(self.passed[0].address.requester_id):
-            length = min(mapping.iova + mapping.length, self._end_of_memory) - mapping.iova
-            if length > 0:
-                unit = _unit(mapping.physical, length)
-                numbers = (unit, mapping.physical // unit, length // unit, mapping.iova)
-                pieces.append(":".join(map(str, numbers)))
+        mappings = tables.mappings(self.passed[0].address.requester_id)
+        stretches = list(_stretches(mappings, self._end_of_memory))
         found: list[int] = []
-        for start in range(0, len(pieces), PIECES):
-            command = ["sh", "-c", _SEARCH, "hil", text, *pieces[start : start + PIECES]]
+        step = PIECES // STRETCH_PIECES
+        for some in (stretches[at : at + step] for at in range(0, len(stretches), step)):
+            words = [",".join(ranges) for _, ranges in some]
+            command = ["sh", "-c", _SEARCH, "hil", text, *words]
             said = self.transport.run(command, deadline=deadline).check().stdout
-            for place, offset in re.findall(r"^(\d+) (\d+):", said, re.MULTILINE):
-                found.append(int(place) + int(offset))
+            parts = re.split(r"^stretch\n", said, flags=re.MULTILINE)[1:]
+            for (start, _), part in zip(some, parts, strict=False):
+                found += [start + int(at) for at in re.findall(r"^(\d+):", part, re.MULTILINE)]
         return tuple(found[:SEARCH_LIMIT])
 
     @property
@@ -708,6 +711,26 @@ class BhyveMachine:
 
 def _not_undone(command: str) -> str:
     return quote(["say", f"not undone: {command}"])
+
+
+def _stretches(mappings: Iterable[MemoryRange], end: int) -> Iterator[tuple[int, list[str]]]:
+    """Guest memory below ``end`` in stretches: where each starts, and the host's ranges in it."""
+    start = after = 0
+    ranges: list[str] = []
+    for mapping in mappings:
+        at, stop = mapping.iova, min(mapping.iova + mapping.length, end)
+        while at < stop:
+            if ranges and (at != after or at - start >= STRETCH or len(ranges) >= STRETCH_PIECES):
+                yield start, ranges
+                ranges = []
+            start = start if ranges else at
+            length = min(stop, start + STRETCH) - at
+            physical = mapping.physical + at - mapping.iova
+            unit = _unit(physical, length)
+            ranges.append(f"{unit}:{physical // unit}:{length // unit}")
+            at = after = at + length
+    if ranges:
+        yield start, ranges
 
 
 def _unit(address: int, length: int) -> int:

@@ -21,7 +21,13 @@ from hil.iommu.vtd import Reason
 from hil.journal import FREEBSD, Journal
 from hil.pci.address import Address
 from hil.platforms.contract import GivesEvidence, GuestSpec, LetInByConsole, MachineState
-from hil.platforms.freebsd_guest import SSH_PORT, BhyveMachine, Passed, Refusal
+from hil.platforms.freebsd_guest import (
+    SSH_PORT,
+    BhyveMachine,
+    Passed,
+    Refusal,
+    _stretches,
+)
 from hil.platforms.freebsd_undo import GUEST, KINDS
 from hil.transport.base import OUTPUT_LIMIT, ByteStream, Result
 from hil.transport.local import LocalTransport
@@ -545,6 +551,38 @@ def test_memory_is_searched_on_the_host_where_the_tables_lead(tools: Tools) -> N
     assert [line for line in tools.log if line.startswith("dd ")][:2] == [
         "dd if=/dev/mem bs=4096 skip=256 count=1 status=none",
         "dd if=/dev/mem bs=4096 skip=257 count=15 status=none",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mappings", "stretches"),
+    [
+        ([(0, 0x5000, 0x1000), (0x1000, 0x9000, 0x2000)], [(0, ["4096:5:1", "4096:9:2"])]),
+        ([(0, 0, 0x1000), (0x4000, 0x4000, 0x4000)], [(0, ["4096:0:1"]), (0x4000, ["16384:1:1"])]),
+        ([(0x1000, 0x1000, 1 << 40)], [(0x1000, ["4096:1:31"])]),
+        ([(0x20000, 0, 0x1000)], []),
+    ],
+)
+def test_what_is_searched_as_one_is_contiguous_in_the_guest(
+    mappings: list[tuple[int, int, int]], stretches: list[tuple[int, list[str]]]
+) -> None:
+    ranges = [Mapping(*numbers, readable=True, writable=True) for numbers in mappings]
+    assert list(_stretches(ranges, 0x20000)) == stretches
+
+
+def test_a_long_range_is_searched_in_pieces() -> None:
+    whole = [Mapping(0, 1 << 32, 40 << 20, readable=True, writable=True)]
+    assert list(_stretches(whole, 1 << 40)) == [
+        (0, ["1048576:4096:16"]),
+        (16 << 20, ["1048576:4112:16"]),
+        (32 << 20, ["1048576:4128:8"]),
+    ]
+    pages = [Mapping(n << 12, n << 13, 4096, readable=True, writable=True) for n in range(250)]
+    found = list(_stretches(pages, 1 << 40))
+    assert [(start, len(ranges)) for start, ranges in found] == [
+        (0, 100),
+        (100 << 12, 100),
+        (200 << 12, 50),
     ]
 
 
