@@ -95,6 +95,16 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "LC7": "0 · nothing leaks",
         "LC8": "2 · guests side by side",
     },
+    "GPU": {
+        "GP1": "1 · all BARs are there, the driver loads, what it draws is on the screen",
+        "GP2": "1 · patterns to the card's memory and back, pinned and pageable, 90 % of it",
+        "GP3": "1 · patterns that the card makes, checked by the CPU",
+        "GP4": "1 · the guest's second boot",
+        "GP5": "1 · the card's audio and USB functions go with it",
+        "GP6": "1 · with an option ROM and without",
+        "GP7": "2 · a panic with work in flight, then another guest",
+        "GP8": "1 · nothing of a guest is left in the card's memory for the next",
+    },
 }
 
 HEAD = """\

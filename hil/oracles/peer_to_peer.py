@@ -34,7 +34,7 @@ class Outcome(enum.Enum):
     """Nothing has arrived, and a fault of the engine was recorded."""
 
 
-def check(
+def check_transfers(
     guest: Guest, engine_device: BenchDevice, target: BenchDevice, *, misplace: int = 0
 ) -> Outcome:
     """A page written by an engine into another card's memory, and one read from there.

@@ -20,7 +20,6 @@ from hil import events
 from hil.bench import BenchDevice, Screen
 from hil.deadline import poll
 from hil.errors import DeadlineExceeded, LabError, ProductError
-from hil.guests.guest import Guest
 from hil.probes.display import Display
 
 #: Side of the squares of which the worst is told, pixels.
@@ -236,20 +235,6 @@ def screen_of(device: BenchDevice) -> Screen:
             hint="give it the key capture in the inventory",
         )
     return device.screen
-
-
-def draw_once(guest: Guest, device: BenchDevice) -> Picture:
-    """:func:`check_draws` by a guest that has not drawn yet, and draws no more."""
-    with Display(guest, device) as display:
-        return check_draws(display, device)
-
-
-def draw_and_end(guest: Guest, device: BenchDevice) -> Picture:
-    """:func:`check_draws`, and the guest's end while its picture is on the screen."""
-    with Display(guest, device) as display:
-        drawn = check_draws(display, device)
-        guest.destroy()
-    return drawn
 
 
 def _capture(screen: Screen, device: BenchDevice, size: Picture) -> bytes:

@@ -41,7 +41,7 @@ def test_dma_at_another_cards_memory_is_correct_or_refused(
 ) -> None:
     (cards,) = topology
     engine, memory = peer_to_peer.engine_and_memory(cards)
-    peer_to_peer.check(guests.shared(*cards), engine, memory)
+    peer_to_peer.check_transfers(guests.shared(*cards), engine, memory)
 
 
 @pytest.mark.catalogue("IO6")
@@ -53,7 +53,7 @@ def test_control_dma_that_lands_elsewhere_is_seen(topology: Topology, guests: Gu
     (cards,) = topology
     engine, memory = peer_to_peer.engine_and_memory(cards)
     with pytest.raises(ProductError, match="silently wrong"):
-        peer_to_peer.check(guests.shared(*cards), engine, memory, misplace=64)
+        peer_to_peer.check_transfers(guests.shared(*cards), engine, memory, misplace=64)
 
 
 @pytest.mark.catalogue("DM6", "IO7")

@@ -19,9 +19,11 @@ def test_the_card_draws_again_after_the_guests_second_boot(
     device: BenchDevice, guests: GuestPool
 ) -> None:
     guest = guests.shared(device)
-    picture.draw_once(guest, device)
+    with Display(guest, device) as display:
+        picture.check_draws(display, device)
     guest.reboot()
-    picture.draw_once(guest, device)
+    with Display(guest, device) as display:
+        picture.check_draws(display, device)
 
 
 @pytest.mark.catalogue("RS8", bugs=[29, 30, 35])
@@ -33,7 +35,10 @@ def test_the_card_draws_for_one_guest_after_another(
     device.reserve()
     with leftovers.none_expected(device.host):
         for _ in range(cycles):
-            picture.draw_and_end(guests.fresh(device), device)
+            guest = guests.fresh(device)
+            with Display(guest, device) as display:
+                picture.check_draws(display, device)
+                guest.destroy()
 
 
 @pytest.mark.catalogue("GP7", bugs=[29, 30])
@@ -48,4 +53,5 @@ def test_the_card_draws_again_after_a_panic_in_the_midst_of_drawing(
         with pytest.raises(GuestError, match="panic"):
             guest.crash()
         guest.destroy()
-    picture.draw_once(guests.shared(device), device)
+    with Display(guests.shared(device), device) as display:
+        picture.check_draws(display, device)

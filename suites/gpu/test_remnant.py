@@ -37,7 +37,10 @@ def test_control_a_planted_remnant_is_found(device: BenchDevice, guests: GuestPo
 def test_the_screen_shows_nothing_of_a_guest_that_has_ended(
     device: BenchDevice, guests: GuestPool
 ) -> None:
-    drawn = picture.draw_and_end(guests.shared(device), device)
+    guest = guests.shared(device)
+    with Display(guest, device) as display:
+        drawn = picture.check_draws(display, device)
+        guest.destroy()
     picture.check_gone(device, drawn)
 
 

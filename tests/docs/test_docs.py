@@ -17,7 +17,17 @@ from fixtures.needs import Needs
 from hil import cli
 from hil.errors import HilError, ProductError
 from hil.lab.load import parse
-from hil.lab.models import Device, Host, ImageEntry, LabSection, Match, Peer, PowerSwitch
+from hil.lab.models import (
+    Capture,
+    Cluster,
+    Device,
+    Host,
+    ImageEntry,
+    LabSection,
+    Match,
+    Peer,
+    PowerSwitch,
+)
 from hil.pci.config import ConfigSpace
 from hil.qualify.policy import parse as parse_policy
 
@@ -82,7 +92,7 @@ def headings(text: str) -> set[str]:
 @pytest.mark.parametrize(
     ("model", "prefix"),
     [(LabSection, ""), (Host, ""), (PowerSwitch, "power."), (Device, ""), (Match, "match."),
-     (Peer, "peer."), (ImageEntry, "")],
+     (Peer, "peer."), (Capture, "capture."), (Cluster, ""), (ImageEntry, "")],
     ids=lambda value: getattr(value, "__name__", value),
 )  # fmt: skip
 def test_every_key_of_the_inventory_is_in_the_owners_guide(model: Any, prefix: str) -> None:

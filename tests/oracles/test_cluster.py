@@ -255,7 +255,7 @@ def bed(memory: DeviceMemory, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         guest: Any = QuietGuest()
 
         def check(**options: int) -> Outcome:
-            return peer_to_peer.check(guest, engine, target, **options)
+            return peer_to_peer.check_transfers(guest, engine, target, **options)
 
         return Bed(check, platform)
 
