@@ -2,6 +2,7 @@
 
 One module a command or a family of them.  Exit codes are those of :mod:`hil.errors`; besides,
 2 is a usage error, 70 a fault in hil itself, and 130 an interruption (Ctrl-C, SIGTERM, SIGHUP).
+``hil qualify`` has two of its own, 6 and 7.
 """
 
 # In the order in which ``hil --help`` lists them.
