@@ -5,8 +5,6 @@ Needs Allure 3; the browser's part needs Chromium (Debian: the package ``chromiu
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from hil.qualify.verdict import Judgement
 from hil.reporting import html
 from tests.plugin.conftest import RunHil, labs, run_hil
 from tests.qualify.runs import policy
+from tests.reporting import browser
 
 __all__ = ["labs", "run_hil"]
 
@@ -71,18 +70,9 @@ def test_a_run_is_judged_and_its_failure_is_one_click_away(
     page, _, place = link.partition("#")
     assert page == f"runs/{ran.run.name}/report.html"
     assert len(place) == 32
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
+    if not browser.CHROMIUM:
         pytest.skip("chromium is not installed")
-    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    words += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    words += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000"]
-    dom = subprocess.run(
-        [*words, "--dump-dom", f"{(ran.run / 'report.html').as_uri()}#{place}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    # Only the page of the test itself says in which class it is.
-    assert "TestGroup#test_it_fails" in dom
+    address = f"{(ran.run / 'report.html').as_uri()}#{place}"
+    with browser.page(tmp_path / "profile", address) as shown:
+        # Only the page of the test itself says in which class it is.
+        shown.wait_for("TestGroup#test_it_fails", "bytes are wrong")
