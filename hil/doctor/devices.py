@@ -10,32 +10,43 @@ from collections.abc import Iterable, Mapping, Sequence
 from hil.doctor.check import Check, State
 from hil.gpu.known import is_gpu, rest_of_card, vendor_of
 from hil.gpu.statement import statement
+from hil.lab.models import Lab
 from hil.pci.budget import Windows, advice, human, plan
 from hil.platforms.bar_windows import wanted_bars
 from hil.platforms.contract import Function
-
-#: Of the guest that BARs are to fit into: room for a GPU's driver.
-GUEST_MEMORY = 8 << 30
 
 Devices = Mapping[str, Sequence[Function]]
 """Functions that travel together, by the name of their device."""
 
 
 def device_rows(
-    host: str, devices: Devices, everything: Iterable[Function], windows: Windows
+    host: str, devices: Devices, everything: Iterable[Function], windows: Windows, memory: int
 ) -> list[Check]:
-    """Rows for the devices of one host, of which ``everything`` are the functions."""
+    """Rows for the devices of one host.
+
+    Args:
+        host: its name.
+        devices: what of it is passed to guests.
+        everything: all its functions.
+        windows: where its guests get their BARs.
+        memory: bytes that a guest with the devices has.
+    """
     everything = tuple(everything)
-    checks = budget_rows(host, devices, windows)
+    checks = budget_rows(host, devices, windows, memory)
     for name, functions in devices.items():
         for function in functions:
             if is_gpu(function):
                 checks.append(_whole(host, name, function, functions, everything))
-                checks.append(_between_guests(host, function))
+                checks += _between_guests(host, function)
     return checks
 
 
-def budget_rows(host: str, devices: Devices, windows: Windows) -> list[Check]:
+def memory_of(lab: Lab, host: str) -> int:
+    """Bytes that a guest with all of a host's devices has."""
+    return max(device.guest_memory for device in lab.devices_of(host).values()) << 20
+
+
+def budget_rows(host: str, devices: Devices, windows: Windows, memory: int) -> list[Check]:
     """PF6: whether a guest has room for all BARs; where it has not, hypervisors may be silent."""
     name = "BARs fit into a guest"
     cards = {
@@ -44,8 +55,8 @@ def budget_rows(host: str, devices: Devices, windows: Windows) -> list[Check]:
     bars = [bar for card in cards.values() for bar in card]
     if not bars:
         return []
-    alone = {device: plan(card, windows, GUEST_MEMORY).left_out for device, card in cards.items()}
-    together = plan(bars, windows, GUEST_MEMORY)
+    alone = {device: plan(card, windows, memory).left_out for device, card in cards.items()}
+    together = plan(bars, windows, memory)
     if together.fits:
         low = sum(bar.size for bar, address in together.placed.items() if address < 1 << 32)
         high = sum(bar.size for bar in bars) - low
@@ -55,7 +66,7 @@ def budget_rows(host: str, devices: Devices, windows: Windows) -> list[Check]:
     how = "even alone" if any(alone.values()) else "all together"
     bars_told = ", ".join(map(str, missing))
     evidence = f"{windows.name} has no room, {how}, for {bars_told}: a guest will not see it"
-    remedy = f"[{advice(cards, windows, GUEST_MEMORY)}]"
+    remedy = f"[{advice(cards, windows, memory)}]"
     return [Check(host, name, State.MISSING, evidence, remedy, needed=False)]
 
 
@@ -85,13 +96,19 @@ def _whole(
     return Check(host, name, State.FOUND, evidence, needed=False)
 
 
-def _between_guests(host: str, function: Function) -> Check:
-    """What a GPU is between two guests: its reset, its option ROM, what is known of it."""
+def _between_guests(host: str, function: Function) -> list[Check]:
+    """What a GPU is between two guests, and what is known to go wrong with this very card."""
     said = statement(function)
     vendor = vendor_of(function)
-    state = State.FOUND if said.resets and not said.quirks else State.UNKNOWN
-    if not said.resets:
-        state = State.MISSING
+    name = f"GPU {function.address} between guests"
     evidence = f"{vendor.name if vendor else 'a vendor not known'}: {said}"
-    remedy = "[expect it to work once a boot of the host; suites/gpu tells]"
-    return Check(host, f"GPU {function.address} between guests", state, evidence, remedy, False)
+    state = State.FOUND if said.resets else State.MISSING
+    once = "[expect it to work once a boot of the host; suites/gpu tells]"
+    return [
+        Check(host, name, state, evidence, once, needed=False),
+        *(
+            Check(host, f"GPU {function.address}, as known", State.UNKNOWN, str(quirk), once, False)
+            for quirk in said.quirks
+            if quirk.devices
+        ),
+    ]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hil.doctor.check import Check, State
-from hil.doctor.devices import Devices, device_rows
+from hil.doctor.devices import Devices, device_rows, memory_of
 from hil.doctor.freebsd_traffic import Held, traffic_rows
 from hil.errors import HilError
 from hil.iommu.faults import parse_fault_log
@@ -33,7 +33,9 @@ from hil.platforms.freebsd_state import (
 from hil.platforms.freebsd_text import PPTDEVS, Release, pptdevs, pptdevs_ignored
 
 PAGE = 4096
-#: Two guests of 256 MiB.
+#: Of a guest, where no inventory says.
+GUEST_MEMORY = 256 << 20
+#: Two of them.
 WIRED_NEEDED = 512 << 20
 #: pptdevs lines: documented, and what the kernel's copy of the environment takes (KENV_MNAMELEN
 #: and KENV_MVALLEN of sys/sys/kenv.h), name and ``=`` included.
@@ -84,7 +86,8 @@ def judge(seen: Seen, lab: Lab | None = None) -> list[Check]:
     wanted, complaints = _wanted(seen, lab)
     checks += [*complaints, *(_device(seen, one) for found in wanted.values() for one in found)]
     checks += traffic_rows(seen.host, seen.held)
-    return checks + device_rows(seen.host, wanted, seen.functions or (), BHYVE)
+    memory = memory_of(lab, seen.host) if lab and lab.devices_of(seen.host) else GUEST_MEMORY
+    return checks + device_rows(seen.host, wanted, seen.functions or (), BHYVE, memory)
 
 
 # ---- rows ------------------------------------------------------------------------

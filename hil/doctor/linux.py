@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from hil.deadline import Deadline
 from hil.doctor.check import Check, State
-from hil.doctor.devices import device_rows
+from hil.doctor.devices import device_rows, memory_of
 from hil.errors import HilError
 from hil.lab.check import check_against
 from hil.lab.models import Lab
@@ -55,7 +55,8 @@ def linux_host(
     except HilError as error:
         name = "the inventory's devices"
         return [*checks, Check(host, name, State.MISSING, error.message, error.hint)]
-    return checks + device_rows(host, devices, functions, q35(address_bits(seen.get("bits", ""))))
+    windows = q35(address_bits(seen.get("bits", "")))
+    return checks + device_rows(host, devices, functions, windows, memory_of(lab, host))
 
 
 def parse_survey(text: str) -> dict[str, str]:

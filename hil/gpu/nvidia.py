@@ -24,10 +24,5 @@ NVIDIA = Vendor(
             "where a guest's driver falls back to INTx, its interrupts may never come",
             "bug catalogue 31",
         ),
-        Quirk(
-            "boards with a video output have an audio function, and some a USB and a UCSI one, "
-            "in the same slot: all must go to the guest",
-            "test catalogue GP5",
-        ),
     ),
 )

@@ -33,6 +33,7 @@ class Statement:
     interrupts: str
     rom: str
     quirks: tuple[Quirk, ...]
+    """Known of its vendor's cards, or of this one."""
 
     @property
     def resets(self) -> bool:
@@ -46,18 +47,12 @@ class Statement:
             self.leaves,
             self.interrupts,
             self.rom,
-            *(f"known: {quirk.what} ({quirk.reference})" for quirk in self.quirks),
         ]
         return "; ".join(parts)
 
 
-def statement(function: Function, *, rom_given: bool = False) -> Statement:
-    """What a host says of a function, put together.
-
-    Args:
-        function: as the host has it now.
-        rom_given: whether the guest is given an option ROM from a file.
-    """
+def statement(function: Function) -> Statement:
+    """What a host says of a function, put together."""
     facts = reset_facts(function.config)
     config = function.config
     has = [
@@ -77,11 +72,7 @@ def statement(function: Function, *, rom_given: bool = False) -> Statement:
         interrupts = f"MSI with {config.msi.vectors} message(s)"
     else:
         interrupts = "INTx only" if config.interrupt_pin else "no interrupts"
-    if rom_given:
-        rom = "an option ROM is given from a file"
-    else:
-        own = "has one of its own" if config.rom & ~0x7FF else "shows none"
-        rom = f"no option ROM is given; the card {own}"
+    rom = "its option ROM is not given to guests" if config.rom & ~0x7FF else "no option ROM"
     vendor = vendor_of(function)
     quirks = vendor.quirks_of(function.device) if vendor else ()
     leaves = _LEAVES.get(method, f"by {method}") if method else _NOTHING

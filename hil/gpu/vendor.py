@@ -16,6 +16,9 @@ class Quirk:
     devices: tuple[range, ...] = ()
     """Device ids concerned; empty: all of the vendor's."""
 
+    def __str__(self) -> str:
+        return f"{self.what} ({self.reference})"
+
     def concerns(self, device: int) -> bool:
         """Whether it is about this device id."""
         return not self.devices or any(device in ids for ids in self.devices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hil.gpu.known import vendor_of
+from hil.gpu.known import rest_of_card, vendor_of
 from hil.lab.document import InvalidFileError, Problem
 from hil.lab.models import Device, Lab, Match
 from hil.pci.address import Address
@@ -25,7 +25,7 @@ def check_against(
 
     Returns:
         Device name → its functions, in the inventory's order, or by address where
-        the inventory has only a ``match``.
+        the inventory has only a ``match``.  A GPU that is found so is its whole card.
 
     Raises:
         InvalidFileError: an address that the host does not have, a ``match`` that fits
@@ -43,6 +43,8 @@ def check_against(
             mine = _by_address(key, host, device, by_address, problems)
         else:
             mine = _by_match(key, host, device.match, functions, problems)
+            if device.kind == "gpu" and mine:
+                mine = [*mine, *(f for f in rest_of_card(mine[0], functions) if f not in mine)]
         for function in mine:
             owner = owners.setdefault(function.address, name)
             where = f"{key}.{function.address}"
@@ -82,7 +84,9 @@ def _by_address(
             text = f"{host} has no function at {address}{_elsewhere(device, by_address)}"
             problems.append(Problem(where, text))
             continue
-        if device.match and not fits(function, device.match):
+        # A GPU's other functions, its audio and USB, have ids of their own.
+        identified = index == 0 or device.kind != "gpu"
+        if device.match and identified and not fits(function, device.match):
             text = f"the function at {address} is {identity(function)}, not {_wanted(device.match)}"
             problems.append(Problem(where, text + _elsewhere(device, by_address)))
             continue

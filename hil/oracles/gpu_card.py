@@ -125,6 +125,6 @@ def hint(vendor: Vendor | None, function: Function) -> str:
     """Where to look if a driver does not take a card."""
     if vendor is None:
         return "has the guest's image a driver for it?"
-    known = [f"{quirk.what} ({quirk.reference})" for quirk in vendor.quirks_of(function.device)]
+    known = map(str, vendor.quirks_of(function.device))
     said = ["has the guest's image its driver?", vendor.hiding, *known]
     return "; ".join(text for text in said if text)

@@ -8,6 +8,7 @@ from hil.bench import BenchDevice, GuestPool
 from hil.errors import ProductError
 from hil.guests.guest import Guest
 from hil.oracles import gpu_card, preflight
+from hil.probes.gpu import report
 
 pytestmark = pytest.mark.needs(device="gpu", capability="msix")
 
@@ -24,6 +25,7 @@ def test_every_function_of_the_card_is_in_the_guest(device: BenchDevice, guest: 
 @pytest.mark.needs(guest="linux")
 def test_its_own_driver_takes_the_card(device: BenchDevice, guest: Guest) -> None:
     gpu_card.check_driver(guest, device)
+    report(guest, device)
 
 
 @pytest.mark.catalogue("GP6")

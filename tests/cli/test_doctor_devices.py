@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from hil.deadline import Deadline
 from hil.doctor.check import Check, State
 from hil.doctor.devices import device_rows
+from hil.doctor.linux import LINUX_SURVEY, linux_host
+from hil.lab.load import parse
 from hil.pci.address import Address
 from hil.pci.budget import Windows
 from hil.platforms.bar_windows import BHYVE, address_bits, q35
 from hil.platforms.contract import Bar, Function
-from tests.fakes import FLR, MSI, PM_KEEPS, config, function
+from tests.fakes import FLR, MSI, PM_KEEPS, Answer, FakeTransport, config, function
+from tests.platforms.survey import Written, survey
 
 GIB, MIB = 1 << 30, 1 << 20
 CARD, AUDIO, OTHER = Address(0, 3, 0, 0), Address(0, 3, 0, 1), Address(0, 4, 0, 0)
@@ -40,10 +45,13 @@ def audio() -> Function:
 
 
 def rows(
-    devices: Mapping[str, Sequence[Function]], *more: Function, windows: Windows = BHYVE
+    devices: Mapping[str, Sequence[Function]],
+    *more: Function,
+    windows: Windows = BHYVE,
+    memory: int = GIB,
 ) -> dict[str, Check]:
     everything = [one for found in devices.values() for one in found]
-    checks = device_rows("alpha", devices, [*everything, *more], windows)
+    checks = device_rows("alpha", devices, [*everything, *more], windows, memory)
     assert not any(check.bad for check in checks), "a host can be used in spite of these"
     return {check.name: check for check in checks}
 
@@ -64,6 +72,13 @@ def test_cards_that_fit_one_by_one_only_are_told_with_a_way_out() -> None:
     )
     assert check.remedy == "[they fit into separate guests: p10; mi50]"
     assert rows(devices, windows=q35(46))["BARs fit into a guest"].state is State.FOUND
+
+
+def test_the_guest_s_memory_counts() -> None:
+    devices = {"a": [gpu(CARD, 128 * GIB)], "b": [gpu(OTHER, 128 * GIB)]}
+    assert rows(devices, windows=q35(39))["BARs fit into a guest"].state is State.FOUND
+    check = rows(devices, windows=q35(39), memory=300 * GIB)["BARs fit into a guest"]
+    assert check.remedy == "[they fit into a guest with at most 254 GiB of memory]"
 
 
 def test_without_bars_nothing_is_told_of_them() -> None:
@@ -102,12 +117,70 @@ def test_a_gpu_that_nothing_resets_is_told() -> None:
     )
 
 
-def test_a_known_quirk_leaves_it_open() -> None:
-    check = rows({"gpu0": [gpu(ids=(0x1002, 0x66A1))]})["GPU 0000:03:00.0 between guests"]
-    assert check.state is State.UNKNOWN
-    assert "vendor-reset" in check.evidence
+def test_what_is_known_of_this_very_card_is_a_row_of_its_own() -> None:
+    found = rows({"gpu0": [gpu(ids=(0x1002, 0x66A1))]})
+    assert found["GPU 0000:03:00.0 between guests"].state is State.FOUND
+    known = found["GPU 0000:03:00.0, as known"]
+    assert known.state is State.UNKNOWN
+    assert "work once" in known.evidence
+    assert "vendor-reset" in known.evidence
+    assert "GPU 0000:03:00.0, as known" not in rows({"gpu0": [gpu()]})
 
 
 def test_a_processor_s_address_bits_are_read() -> None:
     assert address_bits(" 46 48 ") == 46
     assert address_bits("") == 39
+
+
+# ---- asking a Linux host -------------------------------------------------------------------
+
+
+LAB = """
+[lab]
+name = "x"
+kind = "physical"
+[hosts.alpha]
+platform = "linux-vfio"
+address = "alpha"
+[devices.gpu0]
+kind = "gpu"
+host = "alpha"
+functions = ["0000:03:00.0"]
+guest_memory = 8192
+"""
+
+
+def linux(address: str = "0000:03:00.0") -> list[Check]:
+    wide = 0x140204
+    found = gpu()
+    written = [
+        Written(
+            address,
+            found.config,
+            driver="vfio-pci",
+            group="1",
+            resources=[(1 << 40, (1 << 40) + (1 << 38) - 1, wide)],
+            texts={"reset_method": "flr bus"},
+        )
+    ]
+
+    def answer(command: tuple[str, ...], _stdin: bytes) -> Answer:
+        return 0, "user=0\nbits= 39 48 \n" if command[2] == LINUX_SURVEY else survey(written), ""
+
+    lab = parse(LAB, Path("x.toml"))
+    return linux_host("alpha", FakeTransport(answer), Deadline(60, "the survey"), lab)
+
+
+def test_a_linux_host_is_asked_for_the_lab_s_devices() -> None:
+    found = {check.name: check for check in linux()}
+    assert found["root's rights"].state is State.FOUND
+    assert found["BARs fit into a guest"].evidence == (
+        "all together: 0 bytes below 4 GiB, 256 GiB above (QEMU's q35)"
+    )
+    assert "the platform resets it by flr" in found["GPU 0000:03:00.0 between guests"].evidence
+
+
+def test_an_inventory_that_is_wrong_is_a_row() -> None:
+    check = {check.name: check for check in linux("0000:04:00.0")}["the inventory's devices"]
+    assert check.bad
+    assert "alpha has no function at 0000:03:00.0" in check.evidence

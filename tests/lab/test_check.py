@@ -203,3 +203,43 @@ def test_a_gpu_computes_if_its_vendor_serves_opencl() -> None:
     assert "compute" in capabilities(display("10de:1b39"))
     assert "compute" not in capabilities(display("1af4:1050"))
     assert "compute" not in capabilities(function("0000:03:00.0", config("10de:10ef")))
+
+
+def gpu_lab(device: str) -> Lab:
+    return parse(
+        f"""
+[lab]
+name = "x"
+kind = "physical"
+[hosts.alpha]
+platform = "linux-vfio"
+address = "alpha"
+[devices.gpu0]
+kind = "gpu"
+host = "alpha"
+{device}
+""",
+        Path("x.toml"),
+    )
+
+
+def card() -> list[Function]:
+    return [
+        function("0000:03:00.0", config("10de:1b39")),
+        function("0000:03:00.1", config("10de:10f0")),
+        function("0000:04:00.0", config("10de:10f0")),
+    ]
+
+
+def test_a_gpu_that_is_found_by_its_identity_is_its_whole_card() -> None:
+    found = check_against(gpu_lab('match = { id = "10de:1b39" }'), "alpha", card())["gpu0"]
+    assert [str(f.address) for f in found] == ["0000:03:00.0", "0000:03:00.1"]
+
+
+def test_the_identity_of_a_gpu_is_that_of_its_first_function() -> None:
+    match = 'match = { id = "10de:1b39" }'
+    both = f'{match}\nfunctions = ["0000:03:00.0", "0000:03:00.1"]'
+    assert len(check_against(gpu_lab(both), "alpha", card())["gpu0"]) == 2
+    other = f'{match}\nfunctions = ["0000:03:00.1", "0000:03:00.0"]'
+    with pytest.raises(InvalidFileError, match="is 10de:10f0"):
+        check_against(gpu_lab(other), "alpha", card())
