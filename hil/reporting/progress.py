@@ -98,7 +98,7 @@ class Progress:
         line = Text.assemble((f"{number} ", "dim"))
         line.append(f"{mark} {outcome.status:<8}", style=style)
         line.append(f"{outcome.seconds:7.1f} s  {outcome.area}: {one_line(outcome.title, 120)}")
-        if outcome.status is not Status.PASSED and outcome.reason:
+        if outcome.reason:
             line.append(f"  {outcome.reason}", style="dim")
         self._test = ""
         self._print(line)
