@@ -165,8 +165,8 @@ capabilities = ["msi"]
         result = self.platform.transport.run(command, deadline=Deadline(60, "a look"))
         return frozenset(result.check().stdout.splitlines())
 
-    def wrong(self) -> str:
-        """What is not as it was before; empty if all is, within the time for it."""
+    def wrong(self, within: float = SETTLE) -> str:
+        """What is not as it was before; empty if all is so in time."""
         last = ""
 
         def as_before() -> bool:
@@ -180,7 +180,7 @@ capabilities = ["msi"]
             return not lines
 
         try:
-            poll(as_before, Deadline(SETTLE, "the host to be as it was"), interval=0.1)
+            poll(as_before, Deadline(within, "the host to be as it was"), interval=0.1)
         except HilError:
             return last
         return ""

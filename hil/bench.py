@@ -61,8 +61,8 @@ class BenchHost:
     pace: float = 1.0
     danger: int = 1
     panic: Callable[[], str] = lambda: ""
-    """What the host's kernel said of its end on its console; empty while it lives, and where
-    nobody reads its console."""
+    """What ended the host: its kernel's words on its console, or its silence; empty while it
+    lives."""
     shelf: Shelf | None = None
     """None: every guest boots."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,15 +10,10 @@ from hil.bench import GUEST_MEMORY, Bench, BenchDevice, BenchHost, Peer, Screen,
 from hil.deadline import Deadline
 from hil.errors import LabError
 from hil.lab.live import LiveLab
-from hil.lab.models import Device, LabKind
+from hil.lab.models import Device
 
 if TYPE_CHECKING:
     from hil.emulated.machine import EmulatedLab
-
-#: How much slower than hardware an emulated host is, by what runs its instructions.
-EMULATED_PACE = {"kvm": 2.0, "tcg": 4.0}
-#: A simulated host takes no time but Python's, which may share a busy machine with others.
-SIMULATED_PACE = 2.0
 
 
 def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
@@ -29,14 +24,14 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
         LabError: a host does not answer.
     """
     lab = live.lab
-    pace = 1.0
-    if lab.kind is LabKind.SIMULATED:
-        pace = SIMULATED_PACE
-    if live.emulated is not None:
-        pace = EMULATED_PACE.get(live.emulated.accelerator.name, max(EMULATED_PACE.values()))
     hosts = {
         name: BenchHost(
-            name, platform, pace, lab.hosts[name].danger, _panic_of(live), _shelf_of(live)
+            name,
+            platform,
+            live.pace,
+            lab.hosts[name].danger,
+            functools.partial(_panic, live, name),
+            _shelf_of(live),
         )
         for name, platform in live.platforms.items()
     }
@@ -99,9 +94,10 @@ class _Screenshots:
         return self.machine.screenshot(self.device, deadline)
 
 
-def _panic_of(live: LiveLab) -> Callable[[], str]:
-    machine = live.emulated
-    return lambda: machine.panic if machine is not None else ""
+def _panic(live: LiveLab, host: str) -> str:
+    if host in live.watches:
+        return live.watches[host].death
+    return live.emulated.panic if live.emulated is not None else ""
 
 
 def _peer(

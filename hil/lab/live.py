@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hil.console.console import Console
 from hil.deadline import Deadline
+from hil.errors import HilError, LabError
 from hil.guests.images import GuestImage, Loader
 from hil.guests.os import guest_os
 from hil.journal import run_lock
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+#: How much slower than hardware an emulated host is, by what runs its instructions.
+EMULATED_PACE = {"kvm": 2.0, "tcg": 4.0}
+#: A simulated host takes no time but Python's, which may share a busy machine with others.
+SIMULATED_PACE = 2.0
+
+
+class HostDiedError(LabError):
+    """A host answered and died before the lab was up."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(f"{watch.host} died while it was made ready: {watch.death}")
+        self.watch = watch
+
 
 @dataclass
 class LiveLab:
@@ -40,10 +54,8 @@ class LiveLab:
     """The machine below an emulated lab's one host."""
     leases: Mapping[str, Leases] = field(default_factory=dict)
     """What this run holds of each physical host, by name."""
-    ways: Mapping[str, Reach] = field(default_factory=dict)
-    """How another connection is made to each host that is not this machine, by name."""
-    consoles: Mapping[str, Console] = field(default_factory=dict)
-    """The serial consoles of the hosts of which somebody reads it, by name."""
+    watches: Mapping[str, Watch] = field(default_factory=dict)
+    """Over each host that is not this very machine, by name."""
     _devices: dict[str, tuple[Function, ...]] = field(default_factory=dict)
 
     def functions(self, device: str, deadline: Deadline) -> tuple[Function, ...]:
@@ -61,24 +73,12 @@ class LiveLab:
             self._devices.update(check_against(self.lab, host, platform.functions(deadline)))
         return tuple(platform.function(f.address, deadline) for f in self._devices[device])
 
-    @contextlib.contextmanager
-    def watched(self, host: str, pace: float) -> Iterator[Watch | None]:
-        """A watch over a host while the block runs; none over this very machine."""
-        if host not in self.ways:
-            yield None
-            return
-        platform = self.platforms[host]
-        boot_id = guest_os(platform.system).boot_id()
-        watch = Watch(
-            host,
-            platform.transport,
-            self.ways[host],
-            boot_id,
-            console=self.consoles.get(host),
-            pace=pace,
-        )
-        with contextlib.closing(watch):
-            yield watch
+    @property
+    def pace(self) -> float:
+        """How much slower than hardware it is."""
+        if self.emulated is not None:
+            return EMULATED_PACE.get(self.emulated.accelerator.name, max(EMULATED_PACE.values()))
+        return SIMULATED_PACE if self.lab.kind is LabKind.SIMULATED else 1.0
 
 
 @contextlib.contextmanager
@@ -109,6 +109,7 @@ def open_lab(
             seconds waited.
 
     Raises:
+        HostDiedError: a host was reached, and then died.
         LabError: a host cannot be reached, another run holds what this one needs of it, or
             what a dead run left of it cannot be put back.
         ExceptionGroup: at the end, something could not be put back.
@@ -118,34 +119,44 @@ def open_lab(
         if lab.kind is LabKind.EMULATED:
             machine = machine_of(lab, deadline, iommu=iommu, fresh=fresh, progress=progress)
             stack.callback(machine.close)
-            yield live_emulated(lab, machine, deadline)
+            live = live_emulated(lab, machine, deadline)
+            (name,) = live.platforms
+            reach = functools.partial(_connect_emulated, name, machine)
+            watch = _watch(live.platforms[name], reach, machine.console, live.pace)
+            live.watches = {name: stack.enter_context(contextlib.closing(watch))}
+            yield live
             return
         if lab.kind is LabKind.SIMULATED:
             progress(f"starting the simulated host {lab.name}")
             yield _simulated(lab, stack, iommu, faults, deadline)
             return
         found = {}
-        consoles = {}
+        watches: dict[str, Watch] = {}
         waiting = Deadline(wait, f"the lab {lab.name}")
         # In the same order for all inventories, so that two runs do not wait for each other.
         for name in sorted(lab.hosts, key=lambda host: (lab.hosts[host].address.lower(), host)):
             progress(f"connecting to {name}")
             transport = connect(lab, name, deadline)
             stack.callback(transport.close)
-            found[name] = _hold(lab, name, transport, stack, run, waiting, deadline, on_wait)
-            if lab.hosts[name].console:
-                consoles[name] = _console(lab, name, deadline)
-                stack.callback(consoles[name].close)
+            platform = platform_of(lab, name, transport)
+            if lab.hosts[name].transport != "local":
+                console = _console(lab, name, deadline)
+                if console is not None:
+                    stack.callback(console.close)
+                watch = _watch(platform, functools.partial(connect, lab, name), console, 1.0)
+                watches[name] = stack.enter_context(contextlib.closing(watch))
+            try:
+                leases = _hold(lab, platform, stack, run, waiting, deadline, on_wait)
+            except HilError as error:
+                if name in watches and watches[name].death:
+                    raise HostDiedError(watches[name]) from error
+                raise
+            found[name] = platform, leases
         yield LiveLab(
             lab,
             {name: found[name][0] for name in lab.hosts},
             leases={name: found[name][1] for name in lab.hosts},
-            ways={
-                name: functools.partial(connect, lab, name)
-                for name, host in lab.hosts.items()
-                if host.transport != "local"
-            },
-            consoles=consoles,
+            watches=watches,
         )
 
 
@@ -155,24 +166,22 @@ _AT_THE_END = 120
 
 def _hold(
     lab: Lab,
-    host: str,
-    transport: Transport,
+    platform: Platform,
     stack: contextlib.ExitStack,
     run: str,
     waiting: Deadline,
     deadline: Deadline,
     on_wait: OnWait | None,
-) -> tuple[Platform, Leases]:
+) -> Leases:
     """Lease what the lab has of a physical host, and put back what dead runs left of it."""
-    platform = platform_of(lab, host, transport)
-    journal = platform.journal
+    host, journal = platform.host, platform.journal
 
     def tell(card: str, who: Holder | None, waited: float) -> None:
         if on_wait is not None:
             on_wait(f"{card} of {host}", who, waited)
 
     leases = Leases.take(
-        transport,
+        platform.transport,
         platform.dialect,
         _cards(lab, host, platform.functions(deadline)),
         Holder.this_process(run),
@@ -184,7 +193,12 @@ def _hold(
     journal.lease = run_lock(platform.dialect, journal.run)
     stack.callback(lambda: journal.close(Deadline(_AT_THE_END, f"the last undos on {host}")))
     put_back(platform, deadline, leases.names)
-    return platform, leases
+    return leases
+
+
+def _watch(platform: Platform, reach: Reach, console: Console | None, pace: float) -> Watch:
+    boot_id = guest_os(platform.system).boot_id()
+    return Watch(platform.host, platform.transport, reach, boot_id, console=console, pace=pace)
 
 
 def _cards(lab: Lab, host: str, functions: Sequence[Function]) -> tuple[str, ...]:
@@ -206,10 +220,12 @@ def _cards(lab: Lab, host: str, functions: Sequence[Function]) -> tuple[str, ...
     return cards(functions, wanted)
 
 
-def _console(lab: Lab, host: str, deadline: Deadline) -> Console:
-    """The serial console of a physical host, read by the command that its owner gave."""
+def _console(lab: Lab, host: str, deadline: Deadline) -> Console | None:
+    """The serial console of a physical host, read by the command that its owner gave, if any."""
     from hil.transport.local import LocalTransport
 
+    if not lab.hosts[host].console:
+        return None
     stream = LocalTransport(host).open_stream(lab.hosts[host].console, deadline=deadline)
     return Console(f"the console of {host}", stream)
 
@@ -248,21 +264,20 @@ def live_emulated(lab: Lab, machine: EmulatedLab, deadline: Deadline) -> LiveLab
         platform = platform_of(lab, name, transport)
     else:
         platform = LinuxVfio(name, transport, images=images_of(lab), out_of_band=machine)
+    return LiveLab(lab, {name: platform}, machine)
 
-    def reach(deadline: Deadline) -> Transport:
-        from hil.transport.ssh import SshTransport
 
-        return SshTransport.connect(
-            name,
-            "127.0.0.1",
-            port=machine.ssh_port,
-            key_file=machine.key_file,
-            host_key=machine.host_key,
-            deadline=deadline,
-        )
+def _connect_emulated(host: str, machine: EmulatedLab, deadline: Deadline) -> Transport:
+    """Another connection than that of :meth:`EmulatedLab.ssh`."""
+    from hil.transport.ssh import SshTransport
 
-    return LiveLab(
-        lab, {name: platform}, machine, ways={name: reach}, consoles={name: machine.console}
+    return SshTransport.connect(
+        host,
+        "127.0.0.1",
+        port=machine.ssh_port,
+        key_file=machine.key_file,
+        host_key=machine.host_key,
+        deadline=deadline,
     )
 
 
@@ -297,7 +312,9 @@ def _simulated(
     transport = reach(deadline)
     stack.callback(transport.close)
     platform = platform_of(lab, name, transport)
-    return LiveLab(lab, {name: platform}, ways={name: reach}, consoles={name: console})
+    watch = _watch(platform, reach, console, SIMULATED_PACE)
+    stack.callback(watch.close)
+    return LiveLab(lab, {name: platform}, watches={name: watch})
 
 
 def connect(lab: Lab, host: str, deadline: Deadline) -> Transport:

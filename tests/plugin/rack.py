@@ -73,6 +73,7 @@ class Switch(Power):
 @pytest.fixture
 def rack_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedHost]:
     found = SimulatedHost("freebsd-15-intel").start()
+    found.system.booted -= 3600  # an hour ago
     RACK.host, RACK.switched = found, 0
     monkeypatch.setattr(power, "power_of", lambda _lab, name: Switch(name))
     monkeypatch.setattr(live, "_console", lambda _lab, name, _end: Console(name, found.console))

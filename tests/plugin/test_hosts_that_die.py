@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from hil.deadline import Deadline
-from hil.lab import power, revive, watch
+from hil.lab import live, power, revive, watch
 from hil.power.none import NoPower
 from tests.plugin.conftest import Ran
 from tests.plugin.rack import RACK, Switch, rack_host, run_on_rack
@@ -140,3 +141,22 @@ def test_a_host_that_dies_again_and_again_is_given_up(run_on_rack: Callable[...,
     ran = run_on_rack(head + dying)
     assert list(ran.statuses.values()) == ["failed"] * 4 + ["blocked"], ran.text
     assert RACK.switched == 3
+
+
+def test_a_host_that_dies_while_it_is_made_ready_is_brought_back_too(
+    run_on_rack: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = live._hold
+    deaths = iter([panic])
+
+    def hold(*given: Any) -> Any:
+        next(deaths, lambda: None)()
+        return real(*given)
+
+    monkeypatch.setattr(live, "_hold", hold)
+    ran = run_on_rack(TESTS, "-k", "test_a or test_c")
+    assert ran.statuses == {"test_a": "passed", "test_c": "passed"}, ran.text
+    assert RACK.switched == 1
+    (told,) = [line for line in ran.text.splitlines() if "died while it was made" in line]
+    assert told.startswith("alpha died while it was made ready: ")
+    assert "panic: page fault" in told
