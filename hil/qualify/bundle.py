@@ -71,6 +71,12 @@ def write(
         raise InventoryError(
             f"{folder} is there already, and a bundle is never overwritten", hint="name another one"
         )
+    for run in runs:
+        if folder.resolve().is_relative_to(run.data.directory):
+            raise InventoryError(
+                f"{folder} is within the run {run.name}, which is to be copied there",
+                hint="name a folder elsewhere",
+            )
     notes = []
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -108,6 +108,12 @@ def test_a_bundle_is_never_overwritten(tmp_path: Path, runs: list[Path]) -> None
         make(tmp_path / "bundle", runs)
 
 
+def test_a_bundle_within_a_run_is_refused(runs: list[Path]) -> None:
+    with pytest.raises(InventoryError, match="within the run run0"):
+        make(runs[0] / "bundle", runs)
+    assert not (runs[0] / "bundle").exists()
+
+
 def _append(path: Path) -> None:
     with path.open("a") as file:
         file.write(" ")
