@@ -37,6 +37,10 @@ class Untestable(Exception):  # noqa: N818 - reads as what happened
     """This commit cannot be tested, and why."""
 
 
+class Disturbed(Untestable):
+    """The test could not judge; another time it may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a step works."""
@@ -82,6 +86,17 @@ def _test(place: Place, lab: Lab, say: Say) -> tuple[Verdict, str]:
     variables = environment(place, lab)
     say(f"{place.commit[:12]}: building; its words go to {place.folder / 'build.log'}")
     _shell(settings.build, "build", place, variables, settings.build_limit)
+    try:
+        return _try(place, lab, variables, say)
+    except Disturbed as error:
+        # git cannot tell the first bad commit where its neighbours were not tested.
+        say(f"{place.commit[:12]}: once more: {one_line(str(error))}")
+        return _try(place, lab, variables, say)
+
+
+def _try(place: Place, lab: Lab, variables: Mapping[str, str], say: Say) -> tuple[Verdict, str]:
+    """Reboot and test what was built."""
+    settings = place.settings
     if settings.host:
         say(f"{place.commit[:12]}: rebooting {settings.host}")
         _reboot(lab, settings.host, settings.boot_limit)
@@ -173,7 +188,8 @@ def _run(place: Place) -> str:
     """Run the test once; why the commit is bad, or nothing.
 
     Raises:
-        Untestable: the test could not judge.
+        Untestable: the test was skipped.
+        Disturbed: it could not judge.
     """
     settings = place.settings
     command = [sys.executable, "-m", "hil.cli", "run", *settings.tests]
@@ -185,7 +201,7 @@ def _run(place: Place) -> str:
     made = [run for run in _runs(place.folder) if run not in before]
     if len(made) != 1:
         last = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
-        raise Untestable(f"hil run ended with status {status} before any test: {last}")
+        raise Disturbed(f"hil run ended with status {status} before any test: {last}")
     return judge(Run(made[0]), settings.bad_faults)
 
 
@@ -193,7 +209,8 @@ def judge(run: Run, bad_faults: Sequence[str]) -> str:
     """Why a run makes its commit bad; empty if it is good.
 
     Raises:
-        Untestable: no test passed, or one could not judge, or the run was cut short.
+        Untestable: no test passed.
+        Disturbed: one could not judge, or the run was cut short.
     """
     outcomes = run.outcomes()
     wrong = [o for o in outcomes if o.status in (Status.FAILED, Status.BROKEN)]
@@ -201,12 +218,12 @@ def judge(run: Run, bad_faults: Sequence[str]) -> str:
         if outcome.fault in bad_faults:
             return f"{outcome.title}: {outcome.reason}"
     for outcome in wrong:
-        raise Untestable(f"{outcome.title}: {outcome.reason} (fault: {outcome.fault})")
+        raise Disturbed(f"{outcome.title}: {outcome.reason} (fault: {outcome.fault})")
     if not any(o.status is Status.PASSED for o in outcomes):
         reasons = {o.reason for o in outcomes if o.reason}
         raise Untestable("no test ran" + (f": {'; '.join(sorted(reasons))}" if reasons else ""))
     if not run.complete:
-        raise Untestable("the run was cut short")
+        raise Disturbed("the run was cut short")
     return ""
 
 

@@ -229,7 +229,7 @@ def test_only_the_products_fault_makes_a_commit_bad(tmp_path: Path) -> None:
     assert step.judge(result(tmp_path, (Status.BROKEN, "lab"), BAD), ("product",)) == "t1: why"
     for fault in ("guest", "lab", "inventory", "test"):
         run = result(tmp_path, GOOD, (Status.BROKEN, fault))
-        with pytest.raises(step.Untestable, match=f"fault: {fault}"):
+        with pytest.raises(step.Disturbed, match=f"fault: {fault}"):
             step.judge(run, ("product",))
         assert step.judge(run, ("product", fault)) == "t1: why"
 
@@ -245,7 +245,7 @@ def test_without_a_passed_test_nothing_is_good(
 def test_a_run_that_was_cut_short_is_not_good(tmp_path: Path) -> None:
     run = result(tmp_path, GOOD)
     run.write_state({"state": "running"})
-    with pytest.raises(step.Untestable, match="cut short"):
+    with pytest.raises(step.Disturbed, match="cut short"):
         step.judge(run, ("product",))
 
 
@@ -259,6 +259,26 @@ def test_a_test_that_fails_at_times_is_tried_several_times(
     taken = step.take(record, driver.commits[0], said.append)
     assert (taken.verdict, taken.reason) == (Verdict.BAD, "it failed")
     assert record.steps == (taken,)
+
+
+@pytest.mark.parametrize(("errors", "verdict"), [(1, Verdict.GOOD), (2, Verdict.SKIP)])
+def test_what_could_not_judge_is_tried_once_more_and_not_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Words, errors: int, verdict: Verdict
+) -> None:
+    driver = make(tmp_path, "fine", "product")
+    record = begun(driver, build="echo built")
+    left = [step.Disturbed("the host is gone")] * errors
+
+    def run(place: step.Place) -> str:
+        if left:
+            raise left.pop()
+        return ""
+
+    monkeypatch.setattr(step, "_run", run)
+    taken = step.take(record, driver.commits[0], said.append)
+    assert taken.verdict is verdict
+    assert any("once more: the host is gone" in line for line in said)
+    assert (record.folder / taken.folder / "build.log").read_text() == "built\n"
 
 
 def test_a_build_that_takes_too_long_is_ended_and_not_bad(tmp_path: Path, said: Words) -> None:
