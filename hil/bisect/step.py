@@ -64,7 +64,13 @@ def take(record: Record, commit: str, say: Say) -> Step:
     place = Place(record.settings, commit, record.place(commit))
     begin = time.monotonic()
     try:
-        verdict, reason = _test(place, lab, say)
+        try:
+            verdict, reason = _test(place, lab, say)
+        except Disturbed as error:
+            # git cannot tell the first bad commit where its neighbours were not tested.  Also
+            # built anew: a host may boot once only what was installed.
+            say(f"{commit[:12]}: once more: {one_line(str(error))}")
+            verdict, reason = _test(place, lab, say)
     except Untestable as error:
         verdict, reason = Verdict.SKIP, str(error)
     step = Step(
@@ -86,17 +92,6 @@ def _test(place: Place, lab: Lab, say: Say) -> tuple[Verdict, str]:
     variables = environment(place, lab)
     say(f"{place.commit[:12]}: building; its words go to {place.folder / 'build.log'}")
     _shell(settings.build, "build", place, variables, settings.build_limit)
-    try:
-        return _try(place, lab, variables, say)
-    except Disturbed as error:
-        # git cannot tell the first bad commit where its neighbours were not tested.
-        say(f"{place.commit[:12]}: once more: {one_line(str(error))}")
-        return _try(place, lab, variables, say)
-
-
-def _try(place: Place, lab: Lab, variables: Mapping[str, str], say: Say) -> tuple[Verdict, str]:
-    """Reboot and test what was built."""
-    settings = place.settings
     if settings.host:
         say(f"{place.commit[:12]}: rebooting {settings.host}")
         _reboot(lab, settings.host, settings.boot_limit)
