@@ -15,7 +15,8 @@ from hil.errors import HilError
 @command
 def report(
     run: Annotated[
-        str, typer.Argument(help="A run's folder, or its name below the report directory.")
+        str,
+        typer.Argument(help="A run's folder, its name below the report directory, or its --tag."),
     ] = "latest",
     report_dir: Annotated[Path, typer.Option(help="Where reports are.")] = Path("reports"),
 ) -> None:
@@ -29,6 +30,10 @@ def report(
     from hil.reporting.summary import Totals, render, write_summary
 
     folder = Path(run) if "/" in run or Path(run, "run.json").is_file() else report_dir / run
+    if not folder.exists() and folder.parent == report_dir:
+        # By its tag; names begin with the time.
+        tagged = sorted(found for found in report_dir.glob("*") if found.name.endswith(f"-{run}"))
+        folder = tagged[-1] if tagged else folder
     opened = Run.open(folder)
     write_summary(opened)
     if not opened.junit.exists():
