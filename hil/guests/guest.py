@@ -20,6 +20,7 @@ from hil.platforms.contract import (
     LetInByConsole,
     Machine,
     MachineState,
+    TellsItsEnd,
     Template,
 )
 from hil.transport import keys
@@ -140,6 +141,7 @@ class Guest:
             self.console.login(self.os.user, None, deadline=deadline, rescue=self.os.rescue)
         except DeadlineExceeded as error:
             self._enter(GuestState.CRASHED)
+            self._blame_hypervisor(error)
             self._tell_more()
             raise GuestError(
                 f"guest {self.name} never came to its log-in prompt",
@@ -149,6 +151,7 @@ class Guest:
             ) from error
         except HilError as error:
             self._enter(GuestState.CRASHED)
+            self._blame_hypervisor(error)
             raise GuestError(
                 f"guest {self.name} failed while it booted: {error.message}",
                 seen=self.machine.failure() or error.seen,
@@ -163,6 +166,11 @@ class Guest:
             )
         self._enter(GuestState.READY)
         self.booted = True
+
+    def _blame_hypervisor(self, error: HilError) -> None:
+        """Raise why the hypervisor ended, if it did by itself: then it is no fault of the guest."""
+        if isinstance(self.machine, TellsItsEnd) and (reason := self.machine.why_ended()):
+            raise reason from error
 
     def _tell_more(self) -> None:
         """For the report, what the hypervisor knows of a guest that is slow or stuck."""

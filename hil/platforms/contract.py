@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from hil.deadline import Deadline
-from hil.errors import LabError
+from hil.errors import HilError, LabError
 from hil.iommu.faults import FaultRecord
 from hil.iommu.memory import PhysicalMemory
 from hil.iommu.tables import Tables
@@ -294,6 +294,15 @@ class GivesEvidence(Protocol):
 
     def evidence(self, deadline: Deadline) -> Mapping[str, str]:
         """Texts for a report, by title.  What cannot be had is left out."""
+        ...
+
+
+@runtime_checkable
+class TellsItsEnd(Protocol):
+    """A :class:`Machine` that knows more of its hypervisor's end than its guest's console shows."""
+
+    def why_ended(self) -> HilError | None:
+        """Why the hypervisor's process failed; ``None`` while it runs, or was told to end."""
         ...
 
 

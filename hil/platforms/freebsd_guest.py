@@ -158,6 +158,24 @@ class Passed:
 
 
 @dataclass
+class _Heard:
+    """A stream whose reader does something between two reads: then what came is in its log."""
+
+    stream: ByteStream
+    between: Callable[[], None]
+
+    def read(self, limit: int = 65536) -> bytes:
+        self.between()
+        return self.stream.read(limit)
+
+    def write(self, data: bytes) -> None:
+        self.stream.write(data)
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+@dataclass
 class BhyveMachine:
     """See :class:`hil.platforms.contract.Machine`.
 
@@ -410,7 +428,8 @@ class BhyveMachine:
             self._keeper = self.transport.open_stream(
                 ["sh", "-c", self.keeper_script()], deadline=deadline
             )
-            self._output = ConsoleLog(f"{self.spec.name} bhyve", self._keeper)
+            heard = _Heard(self._keeper, self._end_console)
+            self._output = ConsoleLog(f"{self.spec.name} bhyve", heard)
             self._wait_until(lambda: self._said("ready"), "what it needs", deadline)
             # Read from before the loader starts: a pair keeps less than 2 KiB.
             self._console = self.transport.open_stream(
@@ -432,6 +451,27 @@ class BhyveMachine:
         )
         if not come():
             raise self._refused()
+
+    def _end_console(self) -> None:
+        """Where bhyve has failed, nothing more comes: whoever reads the console learns it now."""
+        if self._console is not None and self._failed:
+            self._console.close()
+
+    def why_ended(self) -> HilError | None:
+        """Why bhyve, or its loader at a restart, failed; see :class:`TellsItsEnd`."""
+        return self._refused() if self._failed else None
+
+    @property
+    def _failed(self) -> bool:
+        return self._how() in (Ending.FAILED, Ending.CRASHED)
+
+    def _how(self) -> Ending | None:
+        """How it ended for good; ``None`` while it runs or restarts."""
+        ended = self._ended()
+        if ended is None:
+            return None
+        program, status = ended
+        return ending(status, self.failure()) if program == "bhyve" else Ending.FAILED
 
     def _waits(self, deadline: Deadline) -> bool:
         """Whether bhyve waits at its debug port: it opens that after assigning the devices."""
@@ -483,13 +523,11 @@ class BhyveMachine:
         """As the hypervisor sees it."""
         if self._destroyed:
             return MachineState.DESTROYED
-        ended = self._ended()
-        if ended is None:
+        how = self._how()
+        if how is None:
             if self._over:
                 return MachineState.CRASHED
             return MachineState.RUNNING if self._started else MachineState.PREPARED
-        program, status = ended
-        how = ending(status, self.failure()) if program == "bhyve" else Ending.FAILED
         stopped = (Ending.POWEROFF, Ending.HALT)
         return MachineState.STOPPED if how in stopped else MachineState.CRASHED
 

@@ -9,7 +9,7 @@ import pytest
 
 from hil import events
 from hil.deadline import Deadline
-from hil.errors import DeadlineExceeded, GuestError, LabError
+from hil.errors import DeadlineExceeded, GuestError, HilError, LabError, ProductError
 from hil.guests.guest import Guest, GuestState
 from hil.pci.address import Address
 from hil.platforms.contract import GuestSpec, MachineState
@@ -128,6 +128,21 @@ class Talkative(FakeMachine):
 
     def let_in(self, at_console: Callable[[Sequence[str]], str]) -> None:
         self.said.append(at_console(["echo", "ssh-ed25519 AAAA"]))
+
+
+class Ended(FakeMachine):
+    """Its hypervisor has failed."""
+
+    def why_ended(self) -> HilError | None:
+        return ProductError("bhyve refused to start guest g1 again")
+
+
+@pytest.mark.parametrize("stream", [[b"booting\r\n"], [b"booting\r\n", b""]])
+def test_a_hypervisor_that_failed_is_no_fault_of_the_guest(stream: list[bytes]) -> None:
+    guest = Guest(Ended(SPEC, ScriptedStream(stream)), FakeOS(), pace=0.005)
+    with pytest.raises(ProductError, match="refused to start guest g1 again"):
+        guest.boot()
+    assert guest.state is GuestState.CRASHED
 
 
 @pytest.mark.parametrize("broken", [False, True])

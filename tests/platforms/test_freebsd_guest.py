@@ -245,6 +245,22 @@ def test_a_restart_destroys_loads_and_starts_without_waiting(
     assert "-G" not in next(x for x in reversed(tools.log) if x.startswith("bhyve "))
 
 
+def test_a_restart_that_is_refused_ends_the_console_and_is_told(
+    machine: BhyveMachine, tools: Tools
+) -> None:
+    machine.create(soon())
+    console = machine.console(soon())
+    machine.start(soon())
+    assert machine.why_ended() is None
+    tools.has("bhyveload", 'echo "vm_create: Device not configured" >&2; exit 1')
+    tools.ends(0)
+    while console.read():
+        pass
+    reason = machine.why_ended()
+    assert isinstance(reason, LabRefusalError)
+    assert "bhyveload refused to start guest nic0-1" in reason.message
+
+
 @pytest.mark.parametrize(
     ("status", "state"),
     [
