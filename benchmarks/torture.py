@@ -159,6 +159,13 @@ capabilities = ["msi"]
             self._platform.transport.close()
         self._platform = None
 
+    def answers(self) -> bool:
+        with contextlib.suppress(HilError):
+            transport = connect(load(str(self.inventory)), "host", Deadline(15, "an answer"))
+            transport.close()
+            return True
+        return False
+
     def look(self) -> frozenset[str]:
         script = _LOOK_FREEBSD if self.simulated else _LOOK_LINUX
         command = ["sh", "-c", script, "hil-look"]
@@ -357,6 +364,8 @@ class Torture:
         run = self.started(words, self.rng.uniform(0.2, 0.9))
         after = time.monotonic() - run.begin
         at = run.lines[-1] if run.lines else ""
+        # Once its last test has ended, a run needs its host no more.
+        needed = run.outcomes() == 0
         self.rack.kill(how)
         begin = time.monotonic()
         wrong = ""
@@ -364,11 +373,11 @@ class Torture:
             run.wait()
         except subprocess.TimeoutExpired:
             wrong = "the run did not end:\n" + "\n".join(run.lines[-30:])
-        if how == "panic" and keeper.switch(self.rack.name, "state", Deadline(60, "power")) == "on":
-            # Nobody was there to see it: the run had ended.
-            self.rack.forget()
-            with contextlib.suppress(HilError):
-                self.rack.platform.functions(Deadline(20, "an answer"))
+        self.rack.forget()
+        if needed and not self.rack.answers():
+            wrong = f"{wrong}\nthe run did not bring the host back:\n" + "\n".join(run.lines)
+        if not self.rack.answers():
+            keeper.switch(self.rack.name, "cycle", Deadline(300, "the power cycle"))
         self.rack.forget()
         try:
             recovered = self.rack.recover()

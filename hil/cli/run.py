@@ -211,16 +211,19 @@ def _pytest(arguments: Sequence[str]) -> int:
 def _by_fault(directory: Path | None) -> int:
     """The exit code of a run in which tests failed: the product's fault before all others.
 
-    Where tests were only blocked, by the deadline of the run, it is the lab's.
+    Where tests were only blocked, by the run's deadline, or the lab was not put back at its end, it
+    is the lab's.
     """
     from hil.reporting.outcome import Status
     from hil.reporting.run import Run
 
-    outcomes = Run(directory).outcomes() if directory else ()
+    run = Run(directory) if directory else None
+    outcomes = run.outcomes() if run is not None else ()
     faults = {outcome.fault for outcome in outcomes}
     codes = {Fault.PRODUCT: 1, Fault.GUEST: 3, Fault.LAB: 4, Fault.INVENTORY: 5}
     if "test" in faults:
         return 1
-    if faults <= {""} and any(outcome.status is Status.BLOCKED for outcome in outcomes):
+    blocked = any(outcome.status is Status.BLOCKED for outcome in outcomes)
+    if faults <= {""} and (blocked or (run is not None and run.state.get("put_back") is False)):
         return LabError.exit_code
     return next((code for fault, code in codes.items() if fault.value in faults), 1)

@@ -115,49 +115,74 @@ def open_lab(
         ExceptionGroup: at the end, something could not be put back.
         InventoryError: keys, options or inventory are wrong.
     """
+    watches: dict[str, Watch] = {}
     with contextlib.ExitStack() as stack:
-        if lab.kind is LabKind.EMULATED:
-            machine = machine_of(lab, deadline, iommu=iommu, fresh=fresh, progress=progress)
-            stack.callback(machine.close)
-            live = live_emulated(lab, machine, deadline)
-            (name,) = live.platforms
-            reach = functools.partial(_connect_emulated, name, machine)
-            watch = _watch(live.platforms[name], reach, machine.console, live.pace)
-            live.watches = {name: stack.enter_context(contextlib.closing(watch))}
-            yield live
-            return
-        if lab.kind is LabKind.SIMULATED:
-            progress(f"starting the simulated host {lab.name}")
-            yield _simulated(lab, stack, iommu, faults, deadline)
-            return
-        found = {}
-        watches: dict[str, Watch] = {}
-        waiting = Deadline(wait, f"the lab {lab.name}")
-        # In the same order for all inventories, so that two runs do not wait for each other.
-        for name in sorted(lab.hosts, key=lambda host: (lab.hosts[host].address.lower(), host)):
-            progress(f"connecting to {name}")
-            transport = connect(lab, name, deadline)
-            stack.callback(transport.close)
-            platform = platform_of(lab, name, transport)
-            if lab.hosts[name].transport != "local":
-                console = _console(lab, name, deadline)
-                if console is not None:
-                    stack.callback(console.close)
-                watch = _watch(platform, functools.partial(connect, lab, name), console, 1.0)
-                watches[name] = stack.enter_context(contextlib.closing(watch))
-            try:
-                leases = _hold(lab, platform, stack, run, waiting, deadline, on_wait)
-            except HilError as error:
-                if name in watches and watches[name].death:
-                    raise HostDiedError(watches[name]) from error
-                raise
-            found[name] = platform, leases
-        yield LiveLab(
-            lab,
-            {name: found[name][0] for name in lab.hosts},
-            leases={name: found[name][1] for name in lab.hosts},
-            watches=watches,
-        )
+        try:
+            yield _open(
+                lab, deadline, stack, watches, run, wait, iommu, fresh, faults, progress, on_wait
+            )
+        except HilError as error:
+            if dead := next((watch for watch in watches.values() if watch.death), None):
+                raise HostDiedError(dead) from error
+            raise
+
+
+def _open(
+    lab: Lab,
+    deadline: Deadline,
+    stack: contextlib.ExitStack,
+    watches: dict[str, Watch],
+    run: str,
+    wait: float,
+    iommu: bool,
+    fresh: bool,
+    faults: Sequence[str],
+    progress: Progress,
+    on_wait: OnWait | None,
+) -> LiveLab:
+    """See :func:`open_lab`.  ``watches`` gets them as they begin; ``stack`` ends all."""
+
+    def watch(platform: Platform, reach: Reach, console: Console | None, pace: float) -> None:
+        boot_id = guest_os(platform.system).boot_id()
+        found = Watch(platform.host, platform.transport, reach, boot_id, console=console, pace=pace)
+        stack.callback(found.close)
+        watches[platform.host] = found
+
+    if lab.kind is LabKind.EMULATED:
+        machine = machine_of(lab, deadline, iommu=iommu, fresh=fresh, progress=progress)
+        stack.callback(machine.close)
+        live = live_emulated(lab, machine, deadline)
+        (name,) = live.platforms
+        way = functools.partial(_connect_emulated, name, machine)
+        watch(live.platforms[name], way, machine.console, live.pace)
+        live.watches = watches
+        return live
+    if lab.kind is LabKind.SIMULATED:
+        progress(f"starting the simulated host {lab.name}")
+        platform, reach, serial = _simulated(lab, stack, iommu, faults, deadline)
+        watch(platform, reach, serial, SIMULATED_PACE)
+        return LiveLab(lab, {platform.host: platform}, watches=watches)
+    platforms: dict[str, Platform] = {}
+    leases: dict[str, Leases] = {}
+    waiting = Deadline(wait, f"the lab {lab.name}")
+    # In the same order for all inventories, so that two runs do not wait for each other.
+    for name in sorted(lab.hosts, key=lambda host: (lab.hosts[host].address.lower(), host)):
+        progress(f"connecting to {name}")
+        transport = connect(lab, name, deadline)
+        stack.callback(transport.close)
+        platforms[name] = platform_of(lab, name, transport)
+        if lab.hosts[name].transport != "local":
+            console = _console(lab, name, deadline)
+            if console is not None:
+                stack.callback(console.close)
+            watch(platforms[name], functools.partial(connect, lab, name), console, 1.0)
+        leases[name] = _hold(lab, platforms[name], stack, run, waiting, deadline, on_wait)
+    return LiveLab(
+        lab,
+        {name: platforms[name] for name in lab.hosts},
+        leases={name: leases[name] for name in lab.hosts},
+        watches=watches,
+    )
 
 
 #: Seconds for what a run has left unreturned at its end.
@@ -194,11 +219,6 @@ def _hold(
     stack.callback(lambda: journal.close(Deadline(_AT_THE_END, f"the last undos on {host}")))
     put_back(platform, deadline, leases.names)
     return leases
-
-
-def _watch(platform: Platform, reach: Reach, console: Console | None, pace: float) -> Watch:
-    boot_id = guest_os(platform.system).boot_id()
-    return Watch(platform.host, platform.transport, reach, boot_id, console=console, pace=pace)
 
 
 def _cards(lab: Lab, host: str, functions: Sequence[Function]) -> tuple[str, ...]:
@@ -287,8 +307,8 @@ def _simulated(
     iommu: bool,
     faults: Sequence[str],
     deadline: Deadline,
-) -> LiveLab:
-    """The lab whose one host is a model in this process, until ``stack`` ends."""
+) -> tuple[Platform, Reach, Console]:
+    """The one host of a lab that is a model in this process, until ``stack`` ends."""
     from hil.simulated.host import SimulatedHost
     from hil.transport.keys import KeyPair
     from hil.transport.ssh import SshTransport
@@ -311,10 +331,7 @@ def _simulated(
 
     transport = reach(deadline)
     stack.callback(transport.close)
-    platform = platform_of(lab, name, transport)
-    watch = _watch(platform, reach, console, SIMULATED_PACE)
-    stack.callback(watch.close)
-    return LiveLab(lab, {name: platform}, watches={name: watch})
+    return platform_of(lab, name, transport), reach, console
 
 
 def connect(lab: Lab, host: str, deadline: Deadline) -> Transport:
