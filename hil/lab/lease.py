@@ -133,6 +133,8 @@ def cards(functions: Iterable[Function], wanted: Iterable[Address]) -> tuple[str
 # $5 the lock file just taken or nothing; then the files to take.
 _TAKE = r"""
 script=$1 lapse=$2 record=$3 own=$4 taken=$5; shift 5
+# Who is not heard any more ends by what it says below, and tidies up: not by a signal.
+trap '' PIPE
 [ -z "$taken" ] || printf '%s\n' "$record" > "$taken" || exit 1
 if [ $# -eq 0 ]; then
     # What ends this may end it twice: by the end of its input, then by a signal to its group,

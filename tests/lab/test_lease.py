@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hil.deadline import poll
+from hil.deadline import Deadline, poll
 from hil.errors import LabError
 from hil.journal import FREEBSD, Dialect, Journal, read, run_lock
 from hil.lab.lease import Holder, Lease, Leases, cards, look, parse
 from hil.pci.address import Address
 from hil.platforms.contract import Function
-from hil.transport.base import Transport
+from hil.transport.base import ByteStream, Transport
 from hil.transport.local import LocalTransport
 from tests.fakes import config, function, soon
 from tests.lab import places
@@ -311,3 +311,17 @@ def test_the_cards_of_a_run_are_all_that_travels_together() -> None:
     assert wanted("06:00.0") == ("0000:06:00",)
     assert wanted("07:00.0") == ("0000:07:00",)
     assert wanted("03:00.0", "08:00.0") == (*whole, "0000:08:00")
+
+
+def test_a_holder_that_nobody_hears_any_more_leaves_no_file(dialect: Dialect) -> None:
+    class Deaf(LocalTransport):
+        def open_stream(self, command: Sequence[str], *, deadline: Deadline) -> ByteStream:
+            heard, says = os.pipe()
+            os.close(heard)
+            with os.fdopen(says, "wb") as out:
+                subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, check=False)
+            raise LabError("nobody is there any more")
+
+    with pytest.raises(LabError):
+        Leases.take(Deaf(), dialect, ["card"], ME, soon(60), run="R")
+    assert [path.name for path in Path(dialect.leases).glob("run.*")] == []
