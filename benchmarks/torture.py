@@ -361,11 +361,11 @@ class Torture:
             self.lengths[" ".join(words)] = time.monotonic() - run.begin
 
     def kill_host(self, words: Sequence[str], how: str) -> Kill:
-        run = self.started(words, self.rng.uniform(0.2, 0.9))
+        run = self.started(words, self.rng.uniform(0.5, 1.0))
         after = time.monotonic() - run.begin
         at = run.lines[-1] if run.lines else ""
-        # Once its last test has ended, a run needs its host no more.
-        needed = run.outcomes() == 0
+        # It has a host from its first answer on, and needs it no more when its last test has ended.
+        needed = any("comparing" in line for line in run.lines) and run.outcomes() == 0
         self.rack.kill(how)
         begin = time.monotonic()
         wrong = ""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+#: Seconds for a physical host to answer, which may still be booting.
+CONNECT = 300.0
 #: How much slower than hardware an emulated host is, by what runs its instructions.
 EMULATED_PACE = {"kvm": 2.0, "tcg": 4.0}
 #: A simulated host takes no time but Python's, which may share a busy machine with others.
@@ -168,7 +170,7 @@ def _open(
     # In the same order for all inventories, so that two runs do not wait for each other.
     for name in sorted(lab.hosts, key=lambda host: (lab.hosts[host].address.lower(), host)):
         progress(f"connecting to {name}")
-        transport = connect(lab, name, deadline)
+        transport = connect(lab, name, deadline.within(CONNECT, f"{name} to answer"))
         stack.callback(transport.close)
         platforms[name] = platform_of(lab, name, transport)
         if lab.hosts[name].transport != "local":
