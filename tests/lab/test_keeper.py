@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from hil import cli
 from hil.deadline import Deadline, poll
 from hil.errors import InventoryError, LabError
 from hil.lab import keeper
+from hil.lab.load import parse
+from hil.lab.power import power_of
+from hil.power.base import PowerState
 
 #: A keeper of a machine whose console echoes what is typed.
 KEEPER = r"""
@@ -261,3 +265,46 @@ def test_the_commands(up: Up, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert cli.main(["lab", "down", "--name", "../one"]) == 5
     assert cli.main(["lab", "ssh", "nohost"]) == 5
+
+
+def test_a_kept_host_is_switched_off_and_on_as_a_physical_one_is() -> None:
+    name = "freebsd-15-intel"
+    keeper.start("switched", Deadline(120, "the lab"), lambda _: None, lab=[name])
+    lab = parse(
+        """
+[lab]
+name = "rack"
+kind = "physical"
+[hosts.alpha]
+platform = "freebsd-bhyve"
+address = "127.0.0.1"
+power = { driver = "kept", address = "switched" }
+""",
+        Path("rack.toml"),
+    )
+    power = power_of(lab, "alpha")
+    assert power.state(soon()) is PowerState.ON
+    power.off(soon())
+    assert power.state(soon()) is PowerState.OFF
+    power.on(soon())
+    power.cycle(soon())
+    assert power.state(soon()) is PowerState.ON
+    keeper.stop("switched", soon())
+    with pytest.raises(InventoryError, match="no lab 'switched' is up"):
+        power.state(soon())
+
+
+def test_who_follows_the_console_ends_with_its_reader() -> None:
+    keeper.start("followed", Deadline(120, "the lab"), lambda _: None, lab=["freebsd-15-intel"])
+    command = [sys.executable, "-m", "hil.cli", "lab", "console", "--follow", "--name", "followed"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as follower:
+        assert follower.stdin is not None
+        assert follower.stdout is not None
+        # It shows what comes from now on: until it does, the host is started anew.
+        seen = b""
+        while b"login:" not in seen:
+            keeper.switch("followed", "cycle", soon())
+            ready, _, _ = select.select([follower.stdout], [], [], 5)
+            seen += os.read(follower.stdout.fileno(), 65536) if ready else b""
+        follower.stdin.close()
+        assert follower.wait(60) == 0
