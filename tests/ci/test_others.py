@@ -25,7 +25,7 @@ def check(path: Path, schema: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(path)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         check=False,
     )
 
@@ -101,7 +101,7 @@ def test_each_command_starts(command: str, tmp_path: Path) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         check=False,
     )
     # 5: there is no run to report on, and nothing to recover in a simulated lab.

@@ -79,7 +79,7 @@ def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path: Path) -> No
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    names = [name for process in running for name in process.communicate(timeout=300)[0].split()]
+    names = [name for process in running for name in process.communicate(timeout=1800)[0].split()]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(names) == 60
     assert Counter(names).most_common(1)[0][1] == 1
