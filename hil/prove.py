@@ -217,15 +217,12 @@ def run_suites(paths: Sequence[str], arguments: Sequence[str] = ()) -> Runner:
 
 def table(proof: Proof, width: int, *, colour: bool) -> str:
     """The matrix for a terminal."""
-    import io
-
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(
-        file=io.StringIO(), width=width, force_terminal=colour, highlight=False, record=False
-    )
+    from hil.reporting.text import on_paper
+
+    console, paper = on_paper(width, colour=colour)
     for lab, outcomes in proof.failed_without.items():
         console.print(f"{lab}, without a fault: {proof.ran[lab]} tests ran, ", end="")
         console.print(f"{len(outcomes)} did not pass" if outcomes else "all passed")
@@ -240,9 +237,7 @@ def table(proof: Proof, width: int, *, colour: bool) -> str:
         missed = f"DID NOT RUN: {row.error}" if row.error else "NOT CAUGHT"
         rows.add_row(row.fault, str(len(row.caught)), names or Text(missed, style="bold red"))
     console.print(rows)
-    output = console.file
-    assert isinstance(output, io.StringIO)
-    return output.getvalue()
+    return paper.getvalue()
 
 
 def markdown(proof: Proof) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from typing import Any
 
 from hil.compare.changes import Comparison, Kind, SpeedChange, TestChange, violations
 from hil.compare.load import Side
-from hil.reporting.text import one_line
+from hil.reporting.text import on_paper, one_line
 
 #: Tests that are listed under one heading; JSON has all.
 LISTED = 40
@@ -100,20 +99,12 @@ def terminal(
     comparison: Comparison, policy: Sequence[str], width: int = 80, *, colour: bool = False
 ) -> str:
     """For a terminal of ``width`` columns; ``policy`` as :func:`violations` takes it."""
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    target = io.StringIO()
-    console = Console(
-        file=target,
-        width=width,
-        force_terminal=colour,
-        no_color=not colour,
-        highlight=False,
-        legacy_windows=False,
-    )
+    console, target = on_paper(width, colour=colour)
     parts: list[Any] = []
 
     def listed(title: str, style: str, rows: Sequence[tuple[str, str]]) -> None:

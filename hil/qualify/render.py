@@ -15,7 +15,7 @@ import hil
 from hil.errors import LabError
 from hil.qualify.links import link_key
 from hil.qualify.verdict import Cell, Finding, Judgement, Line, Verdict
-from hil.reporting.text import one_line
+from hil.reporting.text import on_paper, one_line
 
 #: Tests that the terminal shows of which the same is to be said; the page has all.
 SHOWN = 5
@@ -101,19 +101,10 @@ def terminal(
     verdict: Verdict, links: Mapping[str, str], *, width: int = 80, colour: bool = False
 ) -> str:
     """The verdict line by line, for a terminal of ``width`` columns."""
-    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    target = io.StringIO()
-    console = Console(
-        file=target,
-        width=width,
-        force_terminal=colour,
-        no_color=not colour,
-        highlight=False,
-        legacy_windows=False,
-    )
+    console, target = on_paper(width, colour=colour)
 
     def put(text: Text, indent: int) -> None:
         console.print(Padding(text, (0, 0, 0, indent)))

@@ -70,11 +70,12 @@ class Outcome:
         values["status"] = Status(values["status"])
         for key in ("catalogue", "bugs", "devices", "hosts", "platforms"):
             values[key] = _texts(values.get(key, []))
+        for key in ("seconds", "danger"):
+            if not isinstance(values.get(key, 0), int | float):
+                raise TypeError(f"{key} is not a number")
         outcome = cls(**values)
         texts = (outcome.test, outcome.provenance, outcome.reason, outcome.fault, outcome.area)
         _texts([*texts, outcome.guest])
-        if not isinstance(outcome.seconds, int | float) or not isinstance(outcome.danger, int):
-            raise TypeError("not a number")
         return outcome
 
 

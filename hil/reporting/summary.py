@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from hil.reporting.outcome import Outcome, Status
 from hil.reporting.run import Run, write_whole
-from hil.reporting.text import clean, redact
+from hil.reporting.text import clean, on_paper, redact
 
 #: Tests named as the slowest, and names listed below one reason.
 SLOWEST, NAMES = 5, 6
@@ -105,20 +104,12 @@ def render(
     colour: bool = False,
 ) -> str:
     """The summary as text for a terminal of ``width`` columns."""
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    target = io.StringIO()
-    console = Console(
-        file=target,
-        width=width,
-        force_terminal=colour,
-        no_color=not colour,
-        highlight=False,
-        legacy_windows=False,
-    )
+    console, target = on_paper(width, colour=colour)
     parts: list[Any] = []
     for status, (title, style) in _TITLES.items():
         groups = totals.reasons(status)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
+from typing import TYPE_CHECKING
 
 from hil.secrets import REDACTED, take_out
 
-__all__ = ["REDACTED", "KeyBlocks", "clean", "cut_middle", "one_line", "redact"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["REDACTED", "KeyBlocks", "clean", "cut_middle", "on_paper", "one_line", "redact"]
 
 #: Escape sequences of terminals: CSI, OSC and the two-byte ones (ECMA-48, 5.4 and 5.6).
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -~])")
@@ -100,3 +105,18 @@ def cut_middle(text: str, limit: int) -> str:
         return text
     head, tail = text[: limit // 2], text[-(limit - limit // 2) :]
     return f"{head}\n… {len(text) - limit} characters left out here …\n{tail}"
+
+
+def on_paper(width: int, *, colour: bool) -> tuple[Console, io.StringIO]:
+    """A console of rich's for a terminal of ``width`` columns, and where its text is kept."""
+    from rich.console import Console
+
+    paper = io.StringIO()
+    return Console(
+        file=paper,
+        width=width,
+        force_terminal=colour,
+        no_color=not colour,
+        highlight=False,
+        legacy_windows=False,
+    ), paper
