@@ -78,3 +78,17 @@ def test_a_lab_that_can_be_made_anew_is_made_anew_instead(
     assert ran.statuses == {"test_a": "failed", "test_b": "passed"}
     assert labs.asked == ["shared"] * 2
     assert ran.summary["quarantine"] == {}
+
+
+def test_of_a_host_that_is_dead_no_device_is_blamed(
+    run_hil: RunHil, labs: FakeLabs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hil.oracles.clean.unclean", lambda *_: {"nic0": "it does not answer"})
+    labs.dead.add("alpha")
+    ran = run_hil(
+        "@pytest.mark.danger(0)\ndef test_a(lab): assert False\n"
+        "@pytest.mark.danger(0)\ndef test_b(lab): pass\n"
+    )
+    assert ran.statuses == {"test_a": "failed", "test_b": "blocked"}
+    assert ran.reason("test_b").startswith("host alpha has not answered since test_a")
+    assert ran.summary["quarantine"] == {}
