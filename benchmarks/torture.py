@@ -77,8 +77,16 @@ done
 """
 _LOOK_FREEBSD = r"""
 pciconf -l | sed 's/@.*class/ class/; s/^/function /'
-find /var/run/hil-leases /var/db/hil /tmp /vm -type f 2>/dev/null \
-    | grep -v '^/var/run/hil-leases/[0-9a-f]*:[0-9a-f:]*$' | sed 's/^/file /'
+walk() {
+    for file in "$1"/*; do
+        if [ -d "$file" ]; then
+            walk "$file"
+        elif [ -e "$file" ]; then
+            case $file in /var/run/hil-leases/*:*) ;; *) echo "file $file" ;; esac
+        fi
+    done
+}
+for folder in /var/run/hil-leases /var/db/hil /tmp /vm; do walk "$folder"; done
 ls /dev/vmm 2>/dev/null | sed 's/^/machine /'
 ifconfig -l | tr ' ' '\n' | sed 's/^/interface /'
 ps -axo command= | grep -E 'bhyve|lockf|hil' | grep -v hil-look | sed 's/^/process /'
@@ -248,6 +256,11 @@ class RunOfHil:
     def lines(self) -> list[str]:
         return self.output.read_text("utf-8", "replace").splitlines()
 
+    def has_its_host(self) -> bool:
+        """Or has ended."""
+        told = any("comparing" in line for line in self.lines)
+        return told or self.process.poll() is not None
+
     def outcomes(self) -> int:
         path = self.reports / "latest" / "outcomes.jsonl"
         return len(path.read_text().splitlines()) if path.exists() else 0
@@ -360,12 +373,23 @@ class Torture:
                 return run
             self.lengths[" ".join(words)] = time.monotonic() - run.begin
 
+    def at_work(self, words: Sequence[str]) -> RunOfHil:
+        """A run that has its host, at a random moment of what is left of it."""
+        while True:
+            run = self.run(words)
+            poll(run.has_its_host, Deadline(600, "the run to have its host"))
+            try:
+                run.process.wait(self.rng.uniform(0.0, 0.6) * self.lengths[" ".join(words)])
+            except subprocess.TimeoutExpired:
+                return run
+            self.lengths[" ".join(words)] = time.monotonic() - run.begin
+
     def kill_host(self, words: Sequence[str], how: str) -> Kill:
-        run = self.started(words, self.rng.uniform(0.5, 1.0))
+        run = self.at_work(words)
         after = time.monotonic() - run.begin
         at = run.lines[-1] if run.lines else ""
-        # It has a host from its first answer on, and needs it no more when its last test has ended.
-        needed = any("comparing" in line for line in run.lines) and run.outcomes() == 0
+        # Once its last test has ended, a run needs its host no more.
+        needed = run.outcomes() == 0
         self.rack.kill(how)
         begin = time.monotonic()
         wrong = ""
