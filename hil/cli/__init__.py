@@ -5,8 +5,22 @@ One module a command or a family of them.  Exit codes are those of :mod:`hil.err
 ``hil qualify`` has two of its own, 6 and 7.
 """
 
-# In the order in which ``hil --help`` lists them.
-from hil.cli import run, prove, report, compare, qualify, bisect, devices, lab, image, recover, doctor  # noqa: I001, F401
+# isort: off - in the order in which ``hil --help`` lists them
+from hil.cli import (  # noqa: F401
+    run,
+    prove,
+    report,
+    compare,
+    qualify,
+    bisect,
+    devices,
+    lab,
+    image,
+    recover,
+    doctor,
+)
+
+# isort: on
 from hil.cli.app import main
 
 __all__ = ["main"]
