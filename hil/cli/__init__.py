@@ -5,7 +5,8 @@ One module a command or a family of them.  Exit codes are those of :mod:`hil.err
 ``hil qualify`` has two of its own, 6 and 7.
 """
 
-# isort: off - in the order in which ``hil --help`` lists them
+# In the order in which ``hil --help`` lists them.
+# isort: off
 from hil.cli import (  # noqa: F401
     run,
     prove,
