@@ -41,7 +41,7 @@ EPIC = "PCI passthrough"
 #: Labels of allure-pytest that ours replace.
 _REPLACED = ("parentSuite", "suite", "subSuite", "package", "severity", "epic", "feature", "story")
 
-_AREAS = {"dma": "DMA", "iommu": "IOMMU", "sriov": "SR-IOV"}
+_AREAS = {"dma": "DMA", "gpu": "GPU", "iommu": "IOMMU", "sriov": "SR-IOV"}
 #: Areas in which a failure can mean that isolation or data is lost.
 _CRITICAL = frozenset({"dma", "iommu", "reset"})
 
@@ -247,8 +247,8 @@ class Environment:
     def read(run: Run) -> dict[str, str]:
         """What was written; empty if nothing was, or not legibly."""
         try:
-            values = json.loads((run.directory / Environment.FILE).read_text())
-        except (OSError, ValueError):
+            values = json.loads((run.directory / Environment.FILE).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
             return {}
         return {str(k): str(v) for k, v in values.items()} if isinstance(values, dict) else {}
 
