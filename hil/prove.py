@@ -233,7 +233,7 @@ def table(proof: Proof, width: int, *, colour: bool) -> str:
     rows.add_column("tests", justify="right")
     rows.add_column("caught by", overflow="fold")
     for row in proof.rows:
-        names = "\n".join(short(test) for test in row.caught)
+        names = Text("\n".join(grouped(row.caught)))
         missed = f"DID NOT RUN: {row.error}" if row.error else "NOT CAUGHT"
         rows.add_row(row.fault, str(len(row.caught)), names or Text(missed, style="bold red"))
     console.print(rows)
@@ -260,7 +260,7 @@ def markdown(proof: Proof) -> str:
     lines += ["", "| bug | what the host does wrong | reference | host | caught by |"]
     lines.append("|---|---|---|---|---|")
     for row in proof.rows:
-        caught = "<br>".join(f"`{short(test)}`" for test in row.caught) or "**nothing**"
+        caught = "<br>".join(f"`{name}`" for name in grouped(row.caught)) or "**nothing**"
         caught += "" if row.by_name else " *"
         cells = (f"`{row.fault}`", row.sentence, row.reference, f"`{row.lab}`", caught)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -275,3 +275,14 @@ def short(test: str) -> str:
     """A node id without folders and ``test_``: ``reset: registers_are_at_…[nic0]``."""
     path, _, name = test.partition("::")
     return f"{Path(path).parent.name}: {name.removeprefix('test_')}"
+
+
+def grouped(tests: Sequence[str]) -> list[str]:
+    """Short names, a test of several devices once: ``reset: registers_are_at_… [nic0 nvme0]``."""
+    devices: dict[str, list[str]] = {}
+    for test in tests:
+        name, _, device = short(test).partition("[")
+        devices.setdefault(name, []).append(device.removesuffix("]"))
+    return [
+        f"{name} [{' '.join(found)}]" if any(found) else name for name, found in devices.items()
+    ]

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import pytest
 
 from hil.errors import LabError
-from hil.prove import Proof, markdown, prove, short, table
+from hil.prove import Proof, grouped, markdown, prove, short, table
 from hil.reporting.outcome import Outcome, Status
 from hil.simulated.faults import Fault
 
 LABS = {"intel": "lab-intel", "amd": "lab-amd"}
 BOTH = Fault(3, "3-idle", "It reaches | all.", "r1")
+FAILED = Status.FAILED
 AMD = Fault(20, "20-stale", "It stays.", "r2", ("amd",))
 
 
@@ -171,6 +172,15 @@ def test_the_matrix_is_a_table_for_the_documentation(proof: Proof) -> None:
     assert row == "| `3-idle` | It reaches \\| all. | r1 | `lab-intel` | `iommu: a` * |"
     (row,) = [line for line in lines if line.startswith("| `20-stale`")]
     assert row.endswith("| **nothing** * |")
+
+
+def test_a_test_of_several_devices_is_shown_once() -> None:
+    tests = [outcome(name).test for name in ("a[nic0]", "b", "a[nvme0]")]
+    assert grouped(tests) == ["iommu: a [nic0 nvme0]", "iommu: b"]
+    (row,) = prove(
+        [BOTH], LABS, Suites(none=[outcome("a[nic0]")], **{"3_idle": [outcome("a[nic0]", FAILED)]})
+    ).rows
+    assert "iommu: a [nic0]" in table(Proof((row,), {}, {}), 100, colour=False)
 
 
 def test_the_matrix_is_plain_values(proof: Proof) -> None:

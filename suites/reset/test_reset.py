@@ -67,7 +67,7 @@ def test_a_reset_waits_long_enough_and_ends_in_time(device: BenchDevice, guests:
     assert reset.timed_reset(device) >= reset.FLR_WAIT
 
 
-@pytest.mark.catalogue("RS4", bugs=[6, 29])
+@pytest.mark.catalogue("RS4", bugs=[6, 29, 30])
 @pytest.mark.danger(1)
 @pytest.mark.needs(device=["nic", "nvme"], capability="flr")
 def test_a_sentinel_register_does_not_survive_the_reset(
