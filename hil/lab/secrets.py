@@ -22,7 +22,7 @@ def remember(lab: Lab) -> None:
     """
     for host in lab.hosts.values():
         secrets.remember_key(_read(lab.file(host.key_file)))
-        _remember_words(getattr(host, "console", ()))
+        _remember_words(host.console)
         if (power := host.power) is not None:
             if power.password_file:
                 secrets.remember(_read(lab.file(power.password_file)).partition("\n")[0])
