@@ -157,6 +157,10 @@ class AllureBridge:
         if record.steps_left_out:
             words = f"… {record.steps_left_out} more steps left out …"
             result.steps.append(TestStepResult(name=words, status="skipped"))
+        if outcome.status is Status.PASSED and outcome.reason and result.statusDetails:
+            # Allure shows no details of what passed: this failed as it was expected to.
+            found = result.statusDetails.trace or result.statusDetails.message or ""
+            self._attach(result, outcome.reason, found.encode(), "text/plain")
         self._attach_evidence(result, record)
 
     def _attach_evidence(self, result: TestResult, record: Record) -> None:
@@ -199,6 +203,8 @@ def labels(outcome: Outcome) -> list[tuple[str, str]]:
         found.append(("fault", outcome.fault))
     if outcome.status is Status.BLOCKED:
         found.append(("tag", "blocked"))
+    if outcome.status is Status.PASSED and outcome.reason:
+        found.append(("tag", "fails as expected"))
     return found
 
 

@@ -117,3 +117,16 @@ def test_a_finding_that_is_known(run_hil: RunHil, body: str, status: str, words:
     assert words in found["test_finding[gpu0]"]["reason"]
     for name in ("test_control_of_it[gpu0]", "test_another[gpu0]"):
         assert (found[name]["status"], found[name]["reason"]) == ("passed", "")
+
+
+def test_the_report_shows_a_finding_that_is_known(run_hil: RunHil) -> None:
+    ran = run_hil(KNOWN.format(body='raise ProductError("a leak", seen="at 0x10")'), lab=FARM)
+    result = ran.results()["GP8 finding [gpu0]"]
+    assert result["status"] == "passed"
+    assert {"name": "tag", "value": "fails as expected"} in result["labels"]
+    attachment = next(a for a in result["attachments"] if "is known of gpu0" in a["name"])
+    text = (ran.run / "allure-results" / attachment["source"]).read_text()
+    assert "a leak" in text
+    assert "at 0x10" in text
+    control = ran.results()["GP8 control: of it [gpu0]"]
+    assert {"name": "tag", "value": "fails as expected"} not in control["labels"]
