@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -288,6 +289,49 @@ def test_a_single_gpu_that_tells_no_address_is_taken() -> None:
 def test_a_device_is_not_guessed(devices: list[ComputeDevice]) -> None:
     with pytest.raises(GuestError, match=r"no device at 0000:00:10\.0"):
         choose(devices, HERE)
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        (
+            SimpleNamespace(int_ptr=0, pci_domain_id_nv=1, pci_bus_id_nv=0x3B, pci_slot_id_nv=0x09),
+            [1, 0x3B, 1, 1],
+        ),
+        (
+            # Signed bytes.
+            SimpleNamespace(
+                int_ptr=0, topology_amd=SimpleNamespace(type=1, bus=-61, device=0, function=0)
+            ),
+            [0, 0xC3, 0, 0],
+        ),
+        (SimpleNamespace(int_ptr=0), None),
+    ],
+)
+def test_the_address_is_asked_in_each_vendor_s_way(
+    device: Any, told: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_device: Any) -> list[int]:
+        raise LookupError
+
+    monkeypatch.setattr(in_guest_opencl, "khr_place", unknown)
+    assert in_guest_opencl.place(device) == told
+
+
+def test_the_address_by_the_common_extension_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        status = 0
+
+        def clGetDeviceInfo(self, pointer: Any, number: int, size: Any, raw: Any, _: None) -> int:  # noqa: N802
+            assert (pointer.value, number, size.value) == (77, 0x410F, 16)
+            raw[:] = [0, 3, 0, 1]
+            return self.status
+
+    library = Library()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: library)
+    assert in_guest_opencl.place(SimpleNamespace(int_ptr=77)) == [0, 3, 0, 1]
+    library.status = -30
+    assert in_guest_opencl.place(SimpleNamespace(int_ptr=77)) is None
 
 
 ROW: dict[str, Any] = {

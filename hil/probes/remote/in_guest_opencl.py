@@ -14,7 +14,9 @@ cl_nv_device_attribute_query and cl_amd_device_attribute_query of the OpenCL reg
 from __future__ import annotations
 
 import base64
+import ctypes
 import importlib
+import sys
 import time
 from typing import Any
 
@@ -191,31 +193,34 @@ class Wrong:
 # ---- which devices there are -----------------------------------------------------------
 
 
+def khr_place(device: Any) -> list[int]:
+    """By cl_khr_pci_bus_info, which pyopencl does not know: four numbers of 32 bits."""
+    number, raw = 0x410F, (ctypes.c_uint32 * 4)()
+    library = ctypes.CDLL("libOpenCL.so.1" if sys.platform == "linux" else "libOpenCL.so")
+    pointer, size = ctypes.c_void_p(device.int_ptr), ctypes.c_size_t(ctypes.sizeof(raw))
+    if library.clGetDeviceInfo(pointer, number, size, raw, None) != 0:
+        raise LookupError("not told")
+    return list(raw)
+
+
+def nvidia_place(device: Any) -> list[int]:
+    slot = device.pci_slot_id_nv  # device and function
+    return [device.pci_domain_id_nv, device.pci_bus_id_nv, slot >> 3, slot & 7]
+
+
+def amd_place(device: Any) -> list[int]:
+    at = device.topology_amd
+    return [0, at.bus & 0xFF, at.device & 0xFF, at.function & 0xFF]
+
+
 def place(device: Any) -> list[int] | None:
     """PCI domain, bus, device and function, as far as the vendor's OpenCL tells."""
-    asked: Any = {
-        0x410F: lambda raw: raw[:4],  # CL_DEVICE_PCI_BUS_INFO_KHR
-        # CL_DEVICE_TOPOLOGY_AMD: type 1, 17 unused bytes, then bus, device, function
-        0x4037: lambda raw: [0, raw.bus & 0xFF, raw.device & 0xFF, raw.function & 0xFF],
-    }
-    for number, read in asked.items():
+    for told in (khr_place, nvidia_place, amd_place):
         try:
-            raw = device.get_info(number)
-            if number == 0x410F and not isinstance(raw, (list, tuple)):
-                raw = [raw.pci_domain, raw.pci_bus, raw.pci_device, raw.pci_function]
-            return [int(value) for value in read(raw)]
-        except Exception:
+            return told(device)
+        except Exception:  # each vendor has its own way to know nothing of the others'
             continue
-    try:
-        # CL_DEVICE_PCI_BUS_ID_NV, _SLOT_ID_NV (device and function), _DOMAIN_ID_NV
-        bus, slot = device.get_info(0x4008), device.get_info(0x4009)
-    except Exception:
-        return None
-    try:
-        domain = device.get_info(0x400A)
-    except Exception:
-        domain = 0
-    return [int(domain), int(bus), int(slot) >> 3, int(slot) & 7]
+    return None
 
 
 def listed() -> tuple[list[Any], str]:
