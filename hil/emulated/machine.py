@@ -1,9 +1,10 @@
 """The emulated lab: one QEMU process that is a host with VT-d and devices to pass.
 
 A q35 machine with Intel's IOMMU and interrupt remapping, two processors with nested
-virtualization, and behind PCIe root ports two ``igb`` cabled together, ``nvme``, two ``edu``,
-``e1000e``, two ``virtio-gpu`` and a ``bochs-display``.  Its system is the image :data:`hil.emulated.images.HOST`;
-the images for its guests are on a second disk, mounted at /images.
+virtualization, and behind PCIe root ports two ``igb`` cabled together, ``nvme``, two
+``edu``, ``e1000e``, two ``virtio-gpu`` and a ``bochs-display``.  Its system is the image
+:data:`hil.emulated.images.HOST`; the images for its guests are on a second disk, mounted at
+/images.
 
 The first boot's state is saved in the cache, and later labs start from it; ``nvme`` and
 ``edu``, of which QEMU saves no state, are plugged in after that.
