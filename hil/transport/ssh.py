@@ -22,7 +22,14 @@ from typing import Any, Literal
 
 import paramiko
 import tenacity
-from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_CHANNEL_DATA, cMSG_CHANNEL_REQUEST
+from paramiko.common import (
+    MSG_CHANNEL_CLOSE,
+    MSG_CHANNEL_FAILURE,
+    MSG_CHANNEL_REQUEST,
+    MSG_CHANNEL_WINDOW_ADJUST,
+    cMSG_CHANNEL_DATA,
+    cMSG_CHANNEL_REQUEST,
+)
 from paramiko.message import Message
 
 from hil.deadline import Deadline
@@ -429,7 +436,35 @@ class ChannelStream:
 
 
 class _Connection(paramiko.Transport):
-    """A transport that also understands ``exit-signal`` (RFC 4254, section 6.10)."""
+    """A transport that also understands ``exit-signal`` (RFC 4254, section 6.10).
+
+    It sends nothing for a channel after its CLOSE.  paramiko does, where one thread sends while
+    another closes or hears of the end, and a server then ends the whole connection (OpenSSH:
+    "packet referred to nonexistent channel").
+    """
+
+    def __init__(self, link: Any) -> None:
+        super().__init__(link)
+        self._gone: set[int] = set()
+        """Channels whose CLOSE was sent, by the server's number; it uses numbers again."""
+
+    def _send_message(self, data: Message) -> None:
+        # What concerns channels comes here one at a time, under paramiko's clear_to_send_lock.
+        raw = data.asbytes()
+        if MSG_CHANNEL_WINDOW_ADJUST <= raw[0] <= MSG_CHANNEL_FAILURE:
+            number = int.from_bytes(raw[1:5], "big")
+            if number in self._gone:
+                return
+            if raw[0] == MSG_CHANNEL_CLOSE:
+                self._gone.add(number)
+        super()._send_message(data)  # type: ignore[misc]  # there is, in no stub
+
+    def _parse_channel_open_success(self, message: Message) -> None:
+        start = message.packet.tell()
+        message.get_int()
+        self._gone.discard(message.get_int())
+        message.packet.seek(start)
+        super()._parse_channel_open_success(message)  # type: ignore[misc]
 
 
 def _handle_request(channel: paramiko.Channel, message: Message) -> None:

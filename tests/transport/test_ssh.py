@@ -8,15 +8,17 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import asyncssh
 import paramiko
 import pytest
+from paramiko.common import cMSG_CHANNEL_DATA
+from paramiko.message import Message
 
 from hil.deadline import poll
 from hil.errors import DeadlineExceeded, InventoryError, LabError
-from hil.transport.ssh import ConnectError, SshTransport
+from hil.transport.ssh import ChannelStream, ConnectError, SshTransport
 from tests.transport.conftest import Connect, client_key, host_key_line, soon
 from tests.transport.server import SshServer
 
@@ -237,6 +239,27 @@ def test_by_way_of_a_jump_host(connect: Connect, server: SshServer) -> None:
     jump.close()
     poll(lambda: not guest.alive, soon(5, "the connection through the jump host to break"))
     behind.close()
+
+
+def test_what_a_thread_sends_to_a_channel_that_another_closed_breaks_nothing(
+    connect: Connect,
+) -> None:
+    host = connect()
+    for _ in range(3):  # the server uses channels' numbers again
+        stream = host.open_stream(["cat"], deadline=soon())
+        assert isinstance(stream, ChannelStream)
+        channel = stream._channel
+        stream.write(b"x")
+        assert stream.read(1) == b"x"
+        stream.close()
+        assert host.run(["true"], deadline=soon()).status == 0
+        # As where the thread had seen the channel open.
+        message = Message()
+        message.add_byte(cMSG_CHANNEL_DATA)
+        message.add_int(channel.remote_chanid)
+        message.add_string(b"late")
+        cast("Any", channel.get_transport())._send_user_message(message)
+        assert host.run(["echo", "on"], deadline=soon()).stdout == "on\n"
 
 
 def test_closing_twice(connect: Connect) -> None:
