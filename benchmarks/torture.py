@@ -202,10 +202,19 @@ capabilities = ["msi"]
 
     def recover(self) -> int:
         """Put back what dead runs left; how many changes it was."""
-        recovered = recover(self.platform, Deadline(SETTLE, "the recovery"))
-        if recovered.failed or recovered.unreadable:
-            raise AssertionError(f"not recovered: {recovered}")
-        return len(recovered.undone)
+        undone = 0
+
+        def nobody_lives() -> bool:
+            # A run that was killed this instant holds its leases until its host hears of it.
+            nonlocal undone
+            recovered = recover(self.platform, Deadline(SETTLE, "the recovery"))
+            if recovered.failed or recovered.unreadable:
+                raise AssertionError(f"not recovered: {recovered}")
+            undone += len(recovered.undone)
+            return not (recovered.busy or recovered.kept)
+
+        poll(nobody_lives, Deadline(SETTLE, "the end of dead runs' leases"), interval=0.1)
+        return undone
 
     def kill(self, how: str) -> None:
         """End the host: ``power`` or ``panic``."""
