@@ -10,14 +10,7 @@ from hil.oracles import picture, remnant
 from hil.probes.device_memory import device_memory
 from hil.probes.display import Display
 
-
-@pytest.mark.catalogue("GP8")
-@pytest.mark.danger(1)
-@pytest.mark.needs(device="gpu", capability="vram", guest="linux")
-def test_the_next_guest_finds_nothing_in_the_cards_memory(
-    device: BenchDevice, guests: GuestPool
-) -> None:
-    remnant.check_next_guest(device, guests)
+# The controls come first: the guest that they share is ended by the tests.
 
 
 @pytest.mark.catalogue("GP8")
@@ -29,6 +22,17 @@ def test_control_a_planted_remnant_is_found(device: BenchDevice, guests: GuestPo
     with device_memory(guest, device) as memory:
         with pytest.raises(ProductError, match="a data leak"):
             remnant.check_nothing_left(memory, device, tag)
+
+
+@pytest.mark.catalogue("GP8")
+@pytest.mark.danger(1)
+@pytest.mark.needs(device="gpu", capture=True, guest="linux")
+def test_control_a_picture_that_stays_is_seen(device: BenchDevice, guests: GuestPool) -> None:
+    guest = guests.shared(device)
+    with Display(guest, device) as display:
+        drawn = picture.check_draws(display, device)
+        with pytest.raises(ProductError, match="still shows"):
+            picture.check_gone(device, drawn)
 
 
 @pytest.mark.catalogue("GP8")
@@ -46,10 +50,8 @@ def test_the_screen_shows_nothing_of_a_guest_that_has_ended(
 
 @pytest.mark.catalogue("GP8")
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="gpu", capture=True, guest="linux")
-def test_control_a_picture_that_stays_is_seen(device: BenchDevice, guests: GuestPool) -> None:
-    guest = guests.shared(device)
-    with Display(guest, device) as display:
-        drawn = picture.check_draws(display, device)
-        with pytest.raises(ProductError, match="still shows"):
-            picture.check_gone(device, drawn)
+@pytest.mark.needs(device="gpu", capability="vram", guest="linux")
+def test_the_next_guest_finds_nothing_in_the_cards_memory(
+    device: BenchDevice, guests: GuestPool
+) -> None:
+    remnant.check_next_guest(device, guests)
