@@ -144,7 +144,7 @@ class AllureBridge:
         result.links.extend(Link("issue", url, name) for name, url in bug_links(outcome.bugs))
         # pytest's own parameters are tuples of names; ours read better.
         result.parameters = [
-            p for p in result.parameters if p.name not in ("device", "devices", "host")
+            p for p in result.parameters if p.name not in ("device", "devices", "host", "topology")
         ]
         for name, value in (
             ("device", ", ".join(outcome.devices)),
@@ -256,7 +256,9 @@ class Environment:
             values = json.loads((run.directory / Environment.FILE).read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
-        return {str(k): str(v) for k, v in values.items()} if isinstance(values, dict) else {}
+        if not isinstance(values, dict):
+            return {}
+        return {clean(str(name)): clean(str(value)) for name, value in values.items()}
 
 
 def _escaped(text: str) -> str:
