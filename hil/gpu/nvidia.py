@@ -12,7 +12,8 @@ NVIDIA = Vendor(
     opencl="Debian's non-free: nvidia-opencl-icd and nvidia-kernel-dkms",
     hiding=(
         "GeForce cards' drivers before R465 (2021) stopped where they knew the hypervisor "
-        "(Windows: code 43; Linux: 'Unable to determine the device handle'); newer ones do not"
+        "(Windows: code 43; Linux: 'Unable to determine the device handle'); newer ones do not "
+        "(NVIDIA/kubevirt-gpu-device-plugin, issue 2)"
     ),
     quirks=(
         Quirk(
