@@ -114,13 +114,13 @@ class Record:
         try:
             data = json.loads((self.folder / "bisect.json").read_text())
             known = {field.name: data[field.name] for field in fields(Settings)}
-        except (OSError, ValueError, TypeError, KeyError):
+            for name in ("good", "tests", "pytest", "bad_faults"):
+                known[name] = tuple(map(str, known[name]))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             raise InventoryError(
                 f"{self.folder} is no bisection's folder: its bisect.json is gone or damaged",
                 hint="hil bisect stop, and begin again",
             ) from None
-        for name in ("good", "tests", "pytest", "bad_faults"):
-            known[name] = tuple(known[name])
         return Settings(**known)
 
     @property

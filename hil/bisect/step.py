@@ -129,8 +129,13 @@ def _shell(
     command = ["/bin/sh", "-c", text]
     status = _call(command, log, deadline, cwd=place.settings.tree, variables=variables)
     if status:
-        last = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
-        raise Untestable(f"the {name} command ended with status {status}: {last}")
+        raise Untestable(f"the {name} command ended with status {status}{_last(log)}")
+
+
+def _last(log: Path) -> str:
+    """The last line of a log, to go after other words; nothing if there is none."""
+    line = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
+    return f": {line}" if line else ""
 
 
 def _reboot(lab: Lab, host: str, seconds: float) -> None:
@@ -195,8 +200,7 @@ def _run(place: Place) -> str:
     status = _call(command, log, Deadline(settings.run_limit, "the test"))
     made = [run for run in _runs(place.folder) if run not in before]
     if len(made) != 1:
-        last = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
-        raise Disturbed(f"hil run ended with status {status} before any test: {last}")
+        raise Disturbed(f"hil run ended with status {status} before any test{_last(log)}")
     return judge(Run(made[0]), settings.bad_faults)
 
 
