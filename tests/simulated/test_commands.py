@@ -254,3 +254,15 @@ def test_how_bhyve_refuses_a_place_by_release(host: SimulatedHost) -> None:
 
 def test_a_pipelines_processes_see_one_another(host: SimulatedHost) -> None:
     assert len(text(host, "ps -axo pid= | cat | cat").splitlines()) == 4
+
+
+def test_lockf_keeps_a_lock_for_as_long_as_it_lives(host: SimulatedHost) -> None:
+    inner = "lockf -k -s -t 0 /tmp/lock true; echo $?"
+    assert text(host, f"lockf -k -s -t 0 /tmp/lock sh -c '{inner}'") == "75\n"
+    assert text(host, inner) == "0\n"
+    assert text(host, "lockf -s /tmp/lock sh -c 'exit 3'; echo $?; ls /tmp") == "3\n"
+    run(host.system, "lockf -k -s /tmp/lock sleep 600 &")
+    until(host, "ps -axo command", "sleep 600")
+    assert text(host, inner) == "75\n"
+    text(host, "pkill -9 lockf; true")
+    until(host, inner, "0")
