@@ -156,12 +156,12 @@ def test_each_is_one_command_of_dev(pipeline: Block) -> None:
         assert re.fullmatch(r"\./dev (test|run|hil (report|recover))( [^;&|<>`()]*)?", step), step
 
 
-#: Stands in for ./dev, which would install what is missing first.
+#: Stands in for ./dev, which would install what is missing first; one lab is enough here.
 DEV = f"""#!/bin/sh
 command=$1; shift
 case $command in
 test) echo "checked, $PYTEST_ADDOPTS" ;;
-run) exec {sys.executable} -m hil.cli run "$@" ;;
+run) exec {sys.executable} -m hil.cli run --labs 1 "$@" ;;
 hil) exec {sys.executable} -m hil.cli "$@" ;;
 *) exit 99 ;;
 esac
@@ -219,14 +219,14 @@ def test_every_run_starts_with_any_parameters(
 ) -> None:
     for step in steps(pipeline):
         if step.startswith("./dev run"):
-            ended = run(step, workspace, SUITES=suites, PYTEST_ADDOPTS="--collect-only -q -n0")
+            ended = run(step, workspace, SUITES=suites, PYTEST_ADDOPTS="--collect-only -q")
             assert ended.returncode == 0, ended.stdout + ended.stderr
             assert "preflight/test_preflight.py::" in ended.stdout
 
 
 def test_what_is_no_parameter_is_told_and_not_run(pipeline: Block, workspace: Path) -> None:
     step = next(step for step in steps(pipeline) if "--lab" in step and "run" in step)
-    ended = run(step, workspace, SUITES="; touch taken", PYTEST_ADDOPTS="--collect-only -q -n0")
+    ended = run(step, workspace, SUITES="; touch taken", PYTEST_ADDOPTS="--collect-only -q")
     assert ended.returncode == 5
     assert "there is no suite ';'" in ended.stderr
     assert not (workspace / "taken").exists()
@@ -240,7 +240,7 @@ def test_a_night_leaves_what_the_post_steps_publish(pipeline: Block, workspace: 
     commands = steps(stages(pipeline)["Run"])
     assert [command.split()[1] for command in commands] == ["run", "hil", "hil"]
     night, recover, report = commands
-    ended = run(night, workspace, SUITES="preflight", PYTEST_ADDOPTS="-n0 -k message")
+    ended = run(night, workspace, SUITES="preflight", PYTEST_ADDOPTS="-k message")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (folder,) = reports(workspace)
     assert folder.name.endswith("-alpha-build-17")
@@ -261,7 +261,7 @@ def test_a_build_that_is_aborted_leaves_a_report_that_says_so(
     process = subprocess.Popen(
         ["sh", "-xe", "-c", night],
         cwd=workspace,
-        env=environment(PYTEST_ADDOPTS="-n0"),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
