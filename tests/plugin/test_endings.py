@@ -83,6 +83,25 @@ def test_an_error_of_hil_is_shown_as_text_and_not_as_a_traceback(run_hil: RunHil
     )
 
 
+EXPECTED = """
+@pytest.mark.xfail(raises=ProductError, reason="known")
+def test_expected_product(): raise ProductError("stale bytes")
+"""
+
+
+def test_no_source_is_parsed_to_show_an_error_of_hil(
+    run_hil: RunHil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(*_: object, **_more: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr("_pytest._code.code.getstatementrange_ast", parse)
+    ran = run_hil(ENDINGS + EXPECTED, "-k", "product or lab or set_up or teardown or chain")
+    assert "INTERNALERROR" not in ran.text
+    assert len(ran.summary["tests"]) == 6
+    assert ran.summary["complete"]
+
+
 def test_another_error_keeps_its_traceback(run_hil: RunHil) -> None:
     ran = run_hil(ENDINGS, "-k", "bug")
     assert "KeyError: 'key'" in ran.text
