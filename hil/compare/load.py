@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import time
 from collections.abc import Mapping
@@ -157,7 +155,7 @@ def read(directory: Path) -> RunData:
         kind=_text(state, "kind"),
         hil=_text(state, "hil"),
         inventory=_text(state, "inventory"),
-        started=_number(state.get("started")),
+        started=run.started,
         complete=not bad
         and state.get("state") == "finished"
         and isinstance(expected, int)
@@ -180,15 +178,9 @@ def _lines(path: Path) -> list[str]:
 
 def _outcome(line: str) -> Outcome | None:
     try:
-        data = json.loads(line)
-        outcome = Outcome.from_json(line) if isinstance(data, dict) else None
+        return Outcome.from_json(line)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    if outcome is None or _number(outcome.seconds) is None:
-        return None
-    # A file that somebody else wrote may hold anything.
-    texts: tuple[object, ...] = (outcome.test, outcome.reason, outcome.fault, outcome.area)
-    return outcome if all(isinstance(text, str) for text in texts) else None
 
 
 def key(test: str) -> str:
@@ -218,9 +210,3 @@ def _troubles(run: RunData) -> list[str]:
 def _text(state: Mapping[str, Any], name: str) -> str:
     value = state.get(name, "")
     return one_line(value) if isinstance(value, str) else ""
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)

@@ -222,7 +222,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not a bundle: it has no {MANIFEST}",
             hint="name a folder that hil qualify --bundle made",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InventoryError(f"{path} cannot be read: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = one_line(str(data.get("format"))) if isinstance(data, dict) else "nothing known"
@@ -239,6 +239,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     for files in (data["files"], *data["runs"].values()):
         if not isinstance(files, dict) or not all(map(_is_inside, files)):
             raise InventoryError(f"{path} names files that are not below {folder}")
+    if not all(_is_inside(name) and PurePosixPath(name).name == name for name in data["runs"]):
+        raise InventoryError(f"{path} names runs that are not below {folder}")
     return data
 
 
@@ -293,7 +295,7 @@ def _check_verdict(folder: Path, manifest: Mapping[str, Any]) -> Check:
         anew = render.as_json(judge(policy, runs, float(manifest["judged"])))
         told = json.loads((folder / "verdict.json").read_text("utf-8"))["verdict"]
         judgement = told["judgement"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         return Check(what, State.BAD, f"cannot be judged anew: {one_line(str(error))}")
     except HilError as error:
         return Check(what, State.BAD, f"cannot be judged anew: {one_line(error.message)}")

@@ -26,7 +26,7 @@ def fragments(run: Run, outcomes: tuple[Outcome, ...]) -> dict[str, str]:
             result = json.loads(path.read_text("utf-8"))
             place = hashlib.md5(result["uuid"].encode(), usedforsecurity=False).hexdigest()
             found[result["fullName"], result["name"]] = f"#{place}"
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     places = ((o, found.get((_full_name(o.test), o.title))) for o in outcomes)
     return {key(outcome.test): place for outcome, place in places if place}

@@ -60,7 +60,7 @@ def _before(run: Run) -> Iterator[str]:
     for path in [path for path in found if path.stem < run.name][:SHOWN]:
         try:
             line = json.dumps(_checked(json.loads(path.read_bytes())))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         size += len(line)
         if size > SIZE_LIMIT:
@@ -80,7 +80,7 @@ def keep(run: Run, path: Path) -> None:
     except (IndexError, ValueError):
         raise LabError("Allure wrote no history: trends will not show this run") from None
     # Allure dates it when the report is made, which may be long after the run.
-    point["timestamp"] = int(float(run.state.get("started") or 0) * 1000)
+    point["timestamp"] = int((run.started or 0) * 1000)
     point["name"] = run.name
     place = folder(run)
     try:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 import json
 from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from hil.reporting.text import plain
 
 
 class Status(enum.StrEnum):
@@ -66,12 +69,20 @@ class Outcome:
         if not isinstance(data, dict):
             raise TypeError("not an object")
         known = {field.name for field in fields(cls)}
-        values = {key: value for key, value in data.items() if key in known}
+        # Whoever wrote the file, its reader is a person at a terminal.
+        values: dict[str, Any] = {
+            key: plain(value) if isinstance(value, str) else value
+            for key, value in data.items()
+            if key in known
+        }
         values["status"] = Status(values["status"])
         for key in ("catalogue", "bugs", "devices", "hosts", "platforms"):
             values[key] = _texts(values.get(key, []))
         for key in ("seconds", "danger"):
-            if not isinstance(values.get(key, 0), int | float):
+            value = values.get(key, 0)
+            # Python's JSON has NaN, infinity, and integers that no float can hold.
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and abs(value) < 1e12):
                 raise TypeError(f"{key} is not a number")
         outcome = cls(**values)
         texts = (outcome.test, outcome.provenance, outcome.reason, outcome.fault, outcome.area)
@@ -82,4 +93,4 @@ class Outcome:
 def _texts(values: object) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError("not texts")
-    return tuple(values)
+    return tuple(map(plain, values))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from hil.reporting.text import plain
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -48,4 +50,7 @@ def _planned(rows: object) -> tuple[Planned, ...]:
     planned = tuple(Planned(r["test"], r["area"], tuple(r.get("devices", ()))) for r in rows)
     if not all(isinstance(word, str) for p in planned for word in (p.test, p.area, *p.devices)):
         raise TypeError("not text")
-    return planned
+    # As in outcomes: of the same name there, and nothing that a terminal would obey.
+    return tuple(
+        Planned(plain(p.test), plain(p.area), tuple(map(plain, p.devices))) for p in planned
+    )

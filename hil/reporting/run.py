@@ -35,6 +35,9 @@ from hil.reporting.outcome import Outcome
 from hil.reporting.plan import Plan
 from hil.secrets import take_out
 
+#: In seconds since the epoch: later times are in no calendar of Python's.
+_YEAR_9999 = 253370764800
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -61,7 +64,7 @@ class Run:
         except OSError as error:
             raise InventoryError(
                 f"the report folder {base} cannot be written: {error.strerror or error}",
-                hint="name another one with --hil-report DIR",
+                hint="name another one with --report-dir DIR (of pytest itself: --hil-report)",
             ) from None
         return run
 
@@ -104,10 +107,18 @@ class Run:
     def state(self) -> dict[str, Any]:
         """``run.json``; empty if a kill left it unreadable."""
         try:
-            state = json.loads((self.directory / "run.json").read_text())
-        except (OSError, ValueError):
+            state = json.loads((self.directory / "run.json").read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
             return {}
         return state if isinstance(state, dict) else {}
+
+    @property
+    def started(self) -> float | None:
+        """When, in seconds since the epoch; ``None``: not noted, or no time of a calendar."""
+        value = self.state.get("started")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value) if 0 <= value < _YEAR_9999 else None
 
     @property
     def finished(self) -> bool:
@@ -129,8 +140,8 @@ class Run:
     def plan(self) -> Plan | None:
         """What was to run; ``None`` if nobody wrote it down, or not legibly."""
         try:
-            return Plan.from_json((self.directory / "plan.json").read_text())
-        except (OSError, ValueError, TypeError, KeyError):
+            return Plan.from_json((self.directory / "plan.json").read_text("utf-8"))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def write_plan(self, plan: Plan) -> None:
@@ -151,10 +162,10 @@ class Run:
         return tuple(self._outcomes())
 
     def _outcomes(self) -> Iterator[Outcome]:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             text = (self.directory / "outcomes.jsonl").read_text("utf-8", "replace")
             for line in text.split("\n"):
-                with contextlib.suppress(ValueError, TypeError, KeyError):
+                with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                     yield Outcome.from_json(line)
 
     def _point_latest(self) -> None:
@@ -167,10 +178,19 @@ class Run:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written, without the secrets that hil knows."""
+    """Write a file that is never seen half-written, without the secrets that hil knows.
+
+    Where it cannot be written, nothing of it stays.
+    """
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(take_out(text))
-    new.replace(path)
+    try:
+        # Text from JSON may have lone surrogates, which no file can have.
+        new.write_text(take_out(text), "utf-8", "replace")
+        new.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
 
 
 def _make(base: Path, stem: str) -> Path:

@@ -148,7 +148,7 @@ def render(
         line.append("; " if line else "")
         line.append("incomplete: the run was cut short", style="yellow")
     parts.append(line)
-    parts.append(Text(f"lab:    {lab} ({kind}{_WORTH.get(kind, '')})"))
+    parts.append(Text(clean(f"lab:    {lab} ({kind}{_WORTH.get(kind, '')})")))
     console.print(Group(*parts))
     # Paths and commands are to be copied: never broken by us.
     if run is not None:

@@ -11,11 +11,21 @@ from hil.secrets import REDACTED, take_out
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["REDACTED", "KeyBlocks", "clean", "cut_middle", "on_paper", "one_line", "redact"]
+__all__ = [
+    "REDACTED",
+    "KeyBlocks",
+    "clean",
+    "cut_middle",
+    "on_paper",
+    "one_line",
+    "plain",
+    "redact",
+]
 
 #: Escape sequences of terminals: CSI, OSC and the two-byte ones (ECMA-48, 5.4 and 5.6).
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -~])")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: And those that turn the direction of writing, so that a line reads as another (UAX #9).
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 _KEY_BLOCK = re.compile(
     r"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.*?(?:-----END \1-----|\Z)", re.DOTALL
@@ -92,6 +102,11 @@ def one_line(text: str, limit: int = 200) -> str:
     """``text`` redacted, cleaned, on one line, and at most ``limit`` characters long."""
     line = " ".join(redact(clean(text)).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def plain(text: str) -> str:
+    """``text`` cleaned and on one line, whole: for what is a name elsewhere too."""
+    return clean(text).replace("\n", " ")
 
 
 def cut_middle(text: str, limit: int) -> str:
