@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 import typer
 
 import hil
-from hil.errors import HilError
+from hil.errors import HilError, InventoryError, LabError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         dashes = words.index("--")
         invocation.after_dashes = tuple(words[dashes + 1 :])
         words = words[:dashes]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that knows no ✓ shows a question mark.
+        sys.stdout.reconfigure(errors="replace")
     try:
         app(words, prog_name="hil")
     except SystemExit as end:
@@ -108,12 +113,19 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
             stderr().print("hil: interrupted", style="yellow")
             code = INTERRUPTED
         except BrokenPipeError:
-            # Whoever read our output has seen enough; Python must not try to flush more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read our output has seen enough.
+            _end_output()
             code = 0
         except Exception as error:
             if invocation.debug:
                 raise
+            if (told := _of_this_machine(error)) is not None:
+                complain(told)
+                try:
+                    sys.stdout.flush()
+                except OSError:
+                    _end_output()
+                raise typer.Exit(told.exit_code) from None
             text = f"hil: internal error: {type(error).__name__}: {error}"
             stderr().print(text, style="bold red", markup=False)
             stderr().print("  next:    hil --debug …, and report the traceback that it shows")
@@ -121,6 +133,40 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
         raise typer.Exit(code)
 
     return command
+
+
+def _end_output() -> None:
+    """Nothing takes our output any more, so Python must not try to flush the rest of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+#: What this machine may deny, and what a person can do about it.
+_DENIED = {
+    errno.ENOSPC: "make room there, or name another place",
+    errno.EDQUOT: "make room there, or name another place",
+    errno.EROFS: "name another place",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.EIO: "look at the disk: dmesg tells what it lacks",
+    errno.EMFILE: "allow more open files: ulimit -n",
+    errno.ENFILE: "end what has so many files open",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
+
+def _of_this_machine(error: Exception) -> HilError | None:
+    """``error`` as what it is if this machine denied something: no fault of hil's own."""
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        # Of pathlib, for ~ and ~USER; the cache and the user's labs are below ~.
+        return InventoryError(
+            "there is no home directory for this user, or for one whose ~NAME a path begins with",
+            hint="set HOME, and write paths in full",
+        )
+    if not isinstance(error, OSError) or error.errno not in _DENIED:
+        return None
+    what = str(error.filename or "the output, or a file")
+    what = what if len(what) <= 200 else f"{what[:200]}…"
+    return LabError(f"{what}: {error.strerror}", hint=_DENIED[error.errno])
 
 
 def complain(error: HilError) -> None:

@@ -68,6 +68,14 @@ def up(
     _check_name(name)
     if simulated and (host_image or guest_image or qemu or qemu_arg):
         raise InventoryError("a simulated host has no image and no QEMU", hint="leave out one")
+    if simulated:
+        # Mistakes are told here, at once, and not by the process that is to keep it up.
+        from hil.simulated.faults import fault_named
+        from hil.simulated.topology import spec_named
+
+        spec_named(simulated)
+        for wrong in fault or ():
+            fault_named(wrong)
     if guest_image and not host_image:
         raise InventoryError(
             "--guest-image goes with --host-image", hint="the emulated lab has guests of its own"

@@ -58,12 +58,13 @@ def prove(
         whole=whole,
         tell=say,
     )
-    if markdown is not None:
-        markdown.write_text(proving.markdown(proof))
     if as_json:
         typer.echo(json.dumps(proof.as_json(), indent=1))
     else:
         console = stdout()
         text = proving.table(proof, console.width, colour=console.is_terminal)
         typer.echo(text, nl=False)
+    if markdown is not None:
+        # Last: hours of work are not lost where it cannot be written.
+        markdown.write_text(proving.markdown(proof), "utf-8")
     return 0 if proof.holds else 1

@@ -15,7 +15,7 @@ from hil.simulated.host_console import HostConsole
 from hil.simulated.host_system import HostSystem
 from hil.simulated.machine import Machine
 from hil.simulated.server import SshServer
-from hil.simulated.topology import MachineSpec, recorded, spec_named
+from hil.simulated.topology import spec_named
 
 
 class SimulatedHost:
@@ -34,7 +34,7 @@ class SimulatedHost:
     def __init__(
         self, name: str = "freebsd-15-intel", faults: Sequence[str] = (), *, iommu: bool = True
     ) -> None:
-        self.spec = _spec(name)
+        self.spec = spec_named(name)
         if not iommu:
             switch = "hw.vmm.amdvi.enable" if self.spec.vendor == "amd" else "hw.vmm.iommu.enable"
             off = {**self.spec.loader_conf, switch: "0"}
@@ -123,10 +123,3 @@ class SimulatedHost:
         self.console.close()
         self.server.close()
         self.system.kill_all()
-
-
-def _spec(name: str) -> MachineSpec:
-    if name.startswith("recorded-"):
-        _, release, vendor = name.split("-")
-        return recorded(release, vendor)
-    return spec_named(name)

@@ -326,16 +326,17 @@ def _vendor(name: str) -> str:
 
 
 def spec_named(text: str) -> MachineSpec:
-    """The lab's host for a text such as ``freebsd-15-intel``.
+    """The lab's host for a text such as ``freebsd-15-intel``, or ``recorded-13.2-amd``.
 
     Raises:
         InventoryError: it is not of this form, or names nothing that is modelled.
     """
     parts = text.split("-")
-    if len(parts) != 3 or parts[0] != "freebsd":
+    if len(parts) != 3 or parts[0] not in ("freebsd", "recorded"):
         raise InventoryError(
             f"no simulated host {text!r}",
             seen=" ".join(f"freebsd-{name}-{vendor}" for name in RELEASES for vendor in VENDORS),
             hint="freebsd-RELEASE-VENDOR, for example freebsd-15-intel",
         )
-    return lab(parts[1], parts[2])
+    make = recorded if parts[0] == "recorded" else lab
+    return make(parts[1], parts[2])

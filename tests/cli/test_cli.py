@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -94,6 +95,68 @@ def test_a_fault_of_hil_itself_is_told_apart(
     err = capsys.readouterr().err
     assert "internal error: ZeroDivisionError" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "make room"), (errno.EACCES, "permissions")]
+)
+def test_what_this_machine_denies_is_no_fault_of_hil(
+    number: int,
+    advice: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def denied(_: str) -> None:
+        raise OSError(number, os.strerror(number), "/reports/run.json")
+
+    monkeypatch.setattr("hil.lab.load.load", denied)
+    assert cli.main(["doctor"]) == LabError.exit_code
+    err = capsys.readouterr().err
+    assert f"hil: /reports/run.json: {os.strerror(number)}" in err
+    assert advice in err
+
+
+def test_a_user_without_home_is_told_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hil.lab.load.load", lambda _: Path("~nobody-has-this-name").expanduser())
+    assert cli.main(["doctor"]) == InventoryError.exit_code
+    assert "set HOME" in capsys.readouterr().err
+
+
+def test_a_name_that_is_too_long_is_told_in_short(
+    lab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", "x" * 5000]) == LabError.exit_code
+    err = capsys.readouterr().err
+    assert "File name too long" in err
+    assert len(err) < 1000
+
+
+def test_output_that_cannot_be_written_is_said_once(lab: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "hil.cli", "image", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**os.environ, "HIL_CACHE": str(lab.parent)},
+        )
+    assert done.returncode == LabError.exit_code
+    assert done.stderr.splitlines()[0].endswith("No space left on device")
+    assert "Exception" not in done.stderr
+
+
+def test_a_terminal_that_knows_few_letters_gets_the_others_as_question_marks(lab: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hil.cli", "doctor", "--help"],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict", "TERM": "dumb"},
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_wrong_inventory_has_all_its_mistakes_shown(
@@ -296,6 +359,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(lab: Path) -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["bogus"], ["recorded-"], ["recorded-13.2"], ["freebsd-15-arm"], ["freebsd-15-intel", "x"]],
+)
+def test_a_simulated_host_that_there_is_not_is_the_users_mistake(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *faults = words
+    options = [word for fault in faults for word in ("--fault", fault)]
+    assert cli.main(["lab", "up", "--simulated", name, *options]) == InventoryError.exit_code
+    assert "hil: no " in capsys.readouterr().err
 
 
 def test_report_of_no_run(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:

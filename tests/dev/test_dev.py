@@ -202,6 +202,13 @@ def test_an_unknown_command_is_a_usage_error(machine: Machine) -> None:
     assert machine.did() == []
 
 
+def test_without_home_it_says_so(machine: Machine) -> None:
+    del machine.environment["HOME"]
+    done = machine.dev("setup")
+    assert done.returncode == 1
+    assert done.stderr == "dev: HOME is not set: npm, pip and hil keep things below it\n"
+
+
 def test_run_installs_everything_and_hands_the_arguments_on(machine: Machine) -> None:
     done = machine.dev("run", "--lab", "my lab", "dma")
     assert done.returncode == 0, done.stderr
