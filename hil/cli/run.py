@@ -79,7 +79,9 @@ def run(
     inventory = load(lab)
     count = _labs_at_once(labs, inventory.kind)
     options = [f"--hil-lab={lab}", f"--hil-report={report_dir}", f"--hil-danger={danger}"]
-    options += [f"--hil-wait={wait}", f"--hil-tag={tag}"]
+    options.append(f"--hil-wait={wait}")
+    if tag:
+        options.append(f"--hil-tag={tag}")
     if deadline is not None:
         options.append(f"--hil-deadline={deadline}")
     if test_deadline is not None:
