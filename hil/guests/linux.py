@@ -223,8 +223,8 @@ class LinuxGuest(GuestOS):
         # on top of virtio's.
         return (
             "sed -n 's/^alias \\(pci\\|virtio\\):[^ ]* //p' /lib/modules/$(uname -r)/modules.alias |"
-            " sort -u |"
-            " xargs modprobe -abq; python3 -c 'import base64, ctypes, json, mmap, subprocess'; true"
+            " sort -u | xargs modprobe -abq;"
+            " python3 -c 'import base64, ctypes, json, mmap, subprocess'; true"
         )
 
     def after_continuing(self, name: str, now: float, key: str) -> str:
