@@ -52,3 +52,26 @@ def test_a_failing_oracle_fails_the_run(tmp_path: Path) -> None:
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "no reset of its own" in ended.stdout
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+def test_an_emulated_host_that_panics_is_the_product_s_failure_and_is_replaced(
+    tmp_path: Path,
+) -> None:
+    test = tmp_path / "test_dying.py"
+    test.write_text(
+        "import pytest\n"
+        "pytestmark = pytest.mark.danger(2)\n"
+        "CRASH = 'echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger'\n"
+        "def test_a(lab):\n"
+        "    limit = lab.host.limit(60, 'the panic')\n"
+        "    lab.host.platform.transport.run(['sh', '-c', CRASH], deadline=limit)\n"
+        "def test_b(lab):\n"
+        "    assert lab.host.facts().kernel\n"
+    )
+    ended = run(tmp_path / "reports", str(test))
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    lines = (tmp_path / "reports" / "latest" / "outcomes.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines)
+    assert (first["status"], first["fault"]) == ("failed", "product")
+    assert "Kernel panic" in first["reason"]
+    assert second["status"] == "passed"
