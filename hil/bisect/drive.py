@@ -220,6 +220,10 @@ def _stopped(record: Record) -> bool:
 def _alone(record: Record) -> Iterator[None]:
     """One step at a time; the lock goes with its process."""
     path = record.folder / "lock"
+    if not record.folder.is_dir():
+        # Somebody removed it: there is nothing that two could work on.
+        yield
+        return
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -116,6 +116,9 @@ class Record:
             known = {field.name: data[field.name] for field in fields(Settings)}
             for name in ("good", "tests", "pytest", "bad_faults"):
                 known[name] = tuple(map(str, known[name]))
+            for field in fields(Settings):
+                if field.type == "str" and not isinstance(known[field.name], str):
+                    raise TypeError(f"{field.name} is no text")
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             raise InventoryError(
                 f"{self.folder} is no bisection's folder: its bisect.json is gone or damaged",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,11 +203,22 @@ def test_mistakes_are_told_before_anything_is_built(
     assert not (tmp_path / "reports").exists()
 
 
-def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", ["{", 1])
+def test_a_damaged_record_is_told(tmp_path: Path, bad: object) -> None:
     record = begun(make(tmp_path, "fine", "product"))
-    (record.folder / "bisect.json").write_text("{")
+    file = record.folder / "bisect.json"
+    whole = json.loads(file.read_text())
+    file.write_text("{" if bad == "{" else json.dumps({**whole, "bad": bad}))
     with pytest.raises(InventoryError, match="gone or damaged"):
         _ = record.settings
+
+
+def test_a_bisection_whose_folder_is_gone_can_be_stopped(tmp_path: Path) -> None:
+    driver = make(tmp_path, "fine", "product")
+    shutil.rmtree(begun(driver).folder)
+    assert cli.main(["bisect", "resume", f"--tree={driver.tree}"]) == 5
+    assert cli.main(["bisect", "stop", f"--tree={driver.tree}"]) == 0
+    assert cli.main(["bisect", "resume", f"--tree={driver.tree}"]) == 5
 
 
 # ---- one step -------------------------------------------------------------------------------
