@@ -328,4 +328,10 @@ class Lab:
 
     def file(self, path: str) -> Path:
         """A path written in the inventory: ``~`` expanded, relative to the inventory's file."""
-        return self.source.parent / Path(path).expanduser()
+        try:
+            return self.source.parent / Path(path).expanduser()
+        except RuntimeError:
+            raise InventoryError(
+                f"{self.source}: there is no home directory for {path}",
+                hint="write the path in full",
+            ) from None

@@ -239,7 +239,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     for files in (data["files"], *data["runs"].values()):
         if not isinstance(files, dict) or not all(map(_is_inside, files)):
             raise InventoryError(f"{path} names files that are not below {folder}")
-    if not all(_is_inside(name) and PurePosixPath(name).name == name for name in data["runs"]):
+    names = data["runs"]
+    if not all(name and _is_inside(name) and PurePosixPath(name).name == name for name in names):
         raise InventoryError(f"{path} names runs that are not below {folder}")
     return data
 
@@ -299,6 +300,8 @@ def _check_verdict(folder: Path, manifest: Mapping[str, Any]) -> Check:
         return Check(what, State.BAD, f"cannot be judged anew: {one_line(str(error))}")
     except HilError as error:
         return Check(what, State.BAD, f"cannot be judged anew: {one_line(error.message)}")
+    if manifest["policy"] != policy.policy.name:
+        return Check(what, State.BAD, "it was made by another policy than the bundle's")
     if judgement != anew["judgement"] or judgement != manifest["judgement"]:
         words = f"judged anew it comes to {anew['judgement']}, not {one_line(str(judgement))}"
     elif anew != told:

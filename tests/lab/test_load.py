@@ -329,3 +329,5 @@ def test_paths_are_relative_to_the_inventory(monkeypatch: pytest.MonkeyPatch) ->
     assert lab.file("key") == Path("/etc/labs/key")
     assert lab.file("~/key") == Path("/home/someone/key")
     assert lab.file("/key") == Path("/key")
+    with pytest.raises(InventoryError, match="no home directory for ~nobody-has-this-name/key"):
+        lab.file("~nobody-has-this-name/key")

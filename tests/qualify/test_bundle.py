@@ -221,6 +221,17 @@ def test_results_changed_after_the_verdict_are_found(tmp_path: Path, runs: list[
             ),
             "names files that are not below",
         ),
+        *(
+            (
+                json.dumps(
+                    {"format": bundle.FORMAT, "files": {}, "runs": {run: {}}}
+                    | {"policy": "p", "judgement": "qualified", "judged": 1}
+                ),
+                "names runs that are not below",
+            )
+            for run in ("..", "../../other", "")
+        ),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_what_is_no_bundle_is_told(tmp_path: Path, text: str | None, words: str) -> None:
@@ -228,6 +239,14 @@ def test_what_is_no_bundle_is_told(tmp_path: Path, text: str | None, words: str)
         (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InventoryError, match=words):
         verify(tmp_path)
+
+
+def test_the_name_of_another_policy_is_found(tmp_path: Path, runs: list[Path]) -> None:
+    folder = tmp_path / "bundle"
+    make(folder, runs)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "policy": "FreeBSD 99"}))
+    assert "by another policy" in bad(folder)["verdict"]
 
 
 @needs_ssh_keygen
