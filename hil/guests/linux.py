@@ -222,8 +222,8 @@ class LinuxGuest(GuestOS):
         # All drivers of PCI functions, since which will be passed is not known, and of what is
         # on top of virtio's.
         return (
-            "sed -n 's/^alias \\(pci\\|virtio\\):[^ ]* //p' /lib/modules/$(uname -r)/modules.alias |"
-            " sort -u | xargs modprobe -abq;"
+            "sed -n 's/^alias \\(pci\\|virtio\\):[^ ]* //p'"
+            " /lib/modules/$(uname -r)/modules.alias | sort -u | xargs modprobe -abq;"
             " python3 -c 'import base64, ctypes, json, mmap, subprocess'; true"
         )
 

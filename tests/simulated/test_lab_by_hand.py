@@ -52,7 +52,7 @@ def test_a_killed_keeper_leaves_no_process() -> None:
 
 
 def test_a_fault_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["lab", "up", "--simulated", "freebsd-15-intel", "--fault", "none"]) == 4
+    assert main(["lab", "up", "--simulated", "freebsd-15-intel", "--fault", "none"]) == 5
     assert "no fault 'none'" in capsys.readouterr().err
     assert main(["lab", "up", "--fault", "none"]) == 5
 
