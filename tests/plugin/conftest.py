@@ -183,7 +183,7 @@ def labs(monkeypatch: pytest.MonkeyPatch) -> FakeLabs:
         pool._bench = FakeBench(fake, list(pool._session.lab.hosts))
         pool._variant = variant
 
-    monkeypatch.setattr("hil.fixtures.labs.LabPool._bring_up", bring_up)
+    monkeypatch.setattr("hil.fixtures.pool.LabPool._bring_up", bring_up)
     return fake
 
 

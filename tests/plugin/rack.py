@@ -98,9 +98,9 @@ def run_on_rack(
         )  # fmt: skip
         return run_hil(module, *arguments, lab=words)
 
-    monkeypatch.setattr("hil.fixtures.labs.LabPool._bring_up", REAL_BRING_UP)
+    monkeypatch.setattr("hil.fixtures.pool.LabPool._bring_up", REAL_BRING_UP)
     return start
 
 
 # Before a fixture puts a fake in its place.
-REAL_BRING_UP = importlib.import_module("hil.fixtures.labs").LabPool._bring_up
+REAL_BRING_UP = importlib.import_module("hil.fixtures.pool").LabPool._bring_up
