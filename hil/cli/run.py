@@ -180,6 +180,7 @@ class _Watcher:
     def __init__(self) -> None:
         self.directory: Path | None = None
         self.interrupted = False
+        self.unwritable = False
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         # pytest calls it "interrupted" too when a file of tests cannot be imported.
@@ -189,6 +190,7 @@ class _Watcher:
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         if directory := getattr(config.option, "hil_run_directory", None):
             self.directory = Path(directory)
+        self.unwritable = bool(getattr(config.option, "hil_unwritable", False))
 
 
 def _pytest(arguments: Sequence[str]) -> int:
@@ -198,6 +200,8 @@ def _pytest(arguments: Sequence[str]) -> int:
     code = pytest.main(list(arguments), plugins=[watcher])
     if watcher.interrupted:
         return INTERRUPTED
+    if watcher.unwritable:
+        return LabError.exit_code
     match code:
         case pytest.ExitCode.OK:
             return 0

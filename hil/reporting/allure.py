@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -91,10 +91,11 @@ class AllureBridge:
 
     Args:
         results: Allure's folder of results.
+        failed: told why a file of it could not be written.
     """
 
-    def __init__(self, results: Path) -> None:
-        self._files = AllureFiles(results)
+    def __init__(self, results: Path, failed: Callable[[OSError], None]) -> None:
+        self._files = AllureFiles(results, failed)
         self._record: Record | None = None
         self._outcome: Outcome | None = None
         self._text = ""

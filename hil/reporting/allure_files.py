@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,10 +34,12 @@ class AllureFiles:
 
     Args:
         folder: Allure's folder of results; it exists.
+        failed: told why a file could not be written; the run goes on without it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, failed: Callable[[OSError], None]) -> None:
         self._folder = folder
+        self._failed = failed
 
     @contextlib.contextmanager
     def registered(self) -> Iterator[None]:
@@ -88,15 +90,21 @@ class AllureFiles:
 
     def write(self, file_name: str, data: bytes) -> None:
         """Write an attachment as it is: what is in it was redacted and bounded before."""
-        (self._folder / file_name).write_bytes(data)
+        try:
+            (self._folder / file_name).write_bytes(data)
+        except OSError as error:
+            self._failed(error)
 
     def _write_item(self, item: Any) -> None:
         known = attr.asdict(item, filter=lambda _, value: value or value is False)
         text = json.dumps(_shown(known), ensure_ascii=False)
         name = item.file_pattern.format(prefix=uuid4())
         new = self._folder / f".{name}.{os.getpid()}"
-        new.write_bytes(text.encode("utf-8", "replace"))
-        new.replace(self._folder / name)
+        try:
+            new.write_bytes(text.encode("utf-8", "replace"))
+            new.replace(self._folder / name)
+        except OSError as error:
+            self._failed(error)
 
 
 def _tells_something(fixture: ExecutableItem) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -280,3 +281,33 @@ def test_a_distributed_run_gathers_all_outcomes(run_hil: RunHil, pytester: pytes
     assert len(ran.statuses) == 12
     assert ran.summary["counts"]["failed"] == 4
     assert len(ran.results()) == 12
+
+
+FULL = """
+import errno
+import pathlib
+import pytest
+pytestmark = pytest.mark.danger(0)
+def test_before(): pass
+def test_in_which_the_disk_fills_up(monkeypatch_for_good): pass
+def test_after(): raise AssertionError("nobody would hear of it")
+
+@pytest.fixture
+def monkeypatch_for_good():
+    def write(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+    pathlib.Path.write_bytes = write
+"""
+
+
+def test_a_disk_that_is_full_ends_the_run_in_words(
+    run_hil: RunHil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "write_bytes", Path.write_bytes)  # put back at the end
+    ran = run_hil(FULL)
+    assert "INTERNALERROR" not in ran.text
+    ran.result.stdout.fnmatch_lines(["*results cannot be written: *: No space left on device*"])
+    statuses = {test["test"].rpartition("::")[2]: test["status"] for test in ran.summary["tests"]}
+    assert statuses["test_before"] == "passed"
+    assert statuses["test_after"] == "blocked"
+    assert ran.result.ret != 0
