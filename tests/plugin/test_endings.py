@@ -306,7 +306,7 @@ def test_a_disk_that_is_full_ends_the_run_in_words(
     monkeypatch.setattr(Path, "write_bytes", Path.write_bytes)  # put back at the end
     ran = run_hil(FULL)
     assert "INTERNALERROR" not in ran.text
-    ran.result.stdout.fnmatch_lines(["*results cannot be written: *: No space left on device*"])
+    ran.result.stdout.fnmatch_lines(["*results cannot be written to *: No space left on device*"])
     statuses = {test["test"].rpartition("::")[2]: test["status"] for test in ran.summary["tests"]}
     assert statuses["test_before"] == "passed"
     assert statuses["test_after"] == "blocked"
