@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ import hil.reporting.html
 import hil.reporting.progress
 import hil.reporting.summary  # noqa: F401
 from hil.errors import HilError
+
+importlib.import_module("hil.fixtures.pool")
 
 LAB = """
 [lab]
