@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 # pytester forgets the modules that a run inside a test has imported.  These two have classes
 # that their compiled part remembers: imported anew, they would be strangers to it.
 import cryptography.hazmat.primitives.asymmetric.ed25519
@@ -11,3 +13,7 @@ from hypothesis import HealthCheck, settings
 # A test says nothing about time: machines may be slow, and busy.
 settings.register_profile("hil", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hil")
+
+# A shell's background job ignores Ctrl-C, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -206,7 +206,7 @@ def _end_step(record: Record) -> None:
     with contextlib.suppress(OSError, ValueError):
         if not _free(lock):
             # Held, so its holder lives, so the number is its own.
-            os.kill(int(lock.read_text()), signal.SIGINT)
+            os.kill(int(lock.read_text()), signal.SIGTERM)
     poll(lambda: _free(lock), deadline, interval=0.05)
 
 

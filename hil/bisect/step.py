@@ -245,6 +245,9 @@ def _call(
     Raises:
         Untestable: it took too long; it was interrupted then, as by Ctrl-C.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in a shell's background job; the command would inherit that, and not hear its end.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("ab") as out:
         child = subprocess.Popen(
             command,

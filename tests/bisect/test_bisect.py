@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -294,7 +295,11 @@ def test_what_could_not_judge_is_built_and_tried_once_more(
     assert (record.folder / taken.folder / "build.log").read_text() == "built\n" * 2
 
 
-def test_a_build_that_takes_too_long_is_ended_and_not_bad(tmp_path: Path, said: Words) -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_build_that_takes_too_long_is_ended_and_not_bad(
+    tmp_path: Path, said: Words, handler: Any
+) -> None:
+    signal.signal(signal.SIGINT, handler)  # put back by a fixture
     driver = make(tmp_path, "fine", "product")
     build = "sleep 600 & echo $! > ../child; wait"
     record = begun(driver, build=build, build_limit=1.0)
