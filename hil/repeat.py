@@ -226,11 +226,14 @@ def _settings() -> dict[str, str]:
     return {name: redact(os.environ[name]) for name in SETTINGS if os.environ.get(name)}
 
 
+def suites_folder() -> Path | None:
+    """Where hil's own suites are: in the checkout or in the installed package."""
+    places = (Path(folder) / "suites" for folder in hil.__path__)
+    return next((place for place in places if place.is_dir()), None)
+
+
 def _suites() -> Path:
-    for folder in hil.__path__:
-        if (Path(folder) / "suites").is_dir():
-            return Path(folder) / "suites"
-    return Path(__file__).parent / "suites"
+    return suites_folder() or Path(__file__).parent / "suites"
 
 
 def _hash(path: Path) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import hil
 from hil.cli.app import (
     INTERNAL,
     INTERRUPTED,
@@ -150,10 +149,12 @@ def _labs_at_once(wanted: int | None, kind: str) -> int:
 
 def suites_folder() -> Path:
     """Where hil's own suites are: in the checkout or in the installed package."""
-    for folder in hil.__path__:
-        if (Path(folder) / "suites").is_dir():
-            return Path(folder) / "suites"
-    raise InventoryError("hil's suites are not installed", hint="install hil anew")
+    from hil import repeat
+
+    folder = repeat.suites_folder()
+    if folder is None:
+        raise InventoryError("hil's suites are not installed", hint="install hil anew")
+    return folder
 
 
 def suite(name: str) -> str:

@@ -137,13 +137,12 @@ def read(directory: Path) -> RunData:
     if not state:
         damage.append("its run.json cannot be read")
     outcomes: dict[str, list[Outcome]] = {}
-    bad = 0
-    for line in _lines(run.directory / "outcomes.jsonl"):
-        outcome = _outcome(line)
-        if outcome is None:
-            bad += 1
-        else:
-            outcomes.setdefault(key(outcome.test), []).append(outcome)
+    try:
+        ended, bad = run.outcomes_and_damage()
+    except OSError:
+        ended, bad = (), 0
+    for outcome in ended:
+        outcomes.setdefault(key(outcome.test), []).append(outcome)
     if bad:
         lines = "a line" if bad == 1 else f"{bad} lines"
         damage.append(f"{lines} of its outcomes.jsonl cannot be read")
@@ -166,21 +165,6 @@ def read(directory: Path) -> RunData:
         environment=Environment.read(run),
         damage=tuple(damage),
     )
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return []
-    return [line for line in text.split("\n") if line.strip()]
-
-
-def _outcome(line: str) -> Outcome | None:
-    try:
-        return Outcome.from_json(line)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
 
 
 def key(test: str) -> str:

@@ -36,14 +36,17 @@ class RunRecord:
     """``hil run --cycles``; ``None``: not noted."""
     plan: Plan | None
     """What was to run, tests by their names in every run; ``None``: not noted."""
-    planned: frozenset[str] | None
-    """The tests of ``plan`` that were to run."""
     digest: str
     """SHA-256 of its outcomes, hexadecimal."""
 
     @property
     def name(self) -> str:
         return self.data.name
+
+    @property
+    def planned(self) -> frozenset[str] | None:
+        """The tests of ``plan`` that were to run."""
+        return self.data.planned
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -100,13 +103,12 @@ def read(directory: Path) -> RunRecord:
         InventoryError: it is not the folder of a run.
     """
     run = Run.open(directory)
-    cycles, plan = run.state.get("cycles"), _plain(run.plan)
+    cycles = run.state.get("cycles")
     return RunRecord(
         data=read_data(run.directory),
         finished=run.finished,
         cycles=cycles if isinstance(cycles, int) else None,
-        plan=plan,
-        planned=None if plan is None else frozenset(p.test for p in plan.tests),
+        plan=_plain(run.plan),
         digest=_digest(run.directory / "outcomes.jsonl"),
     )
 

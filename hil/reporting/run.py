@@ -24,7 +24,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,14 +159,26 @@ class Run:
 
     def outcomes(self) -> tuple[Outcome, ...]:
         """How each test ended, in order; a last line that a kill cut short is left out."""
-        return tuple(self._outcomes())
-
-    def _outcomes(self) -> Iterator[Outcome]:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            text = (self.directory / "outcomes.jsonl").read_text("utf-8", "replace")
-            for line in text.split("\n"):
-                with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-                    yield Outcome.from_json(line)
+            return self.outcomes_and_damage()[0]
+        return ()
+
+    def outcomes_and_damage(self) -> tuple[tuple[Outcome, ...], int]:
+        """How each test ended, in order, and the number of lines that cannot be read.
+
+        Raises:
+            OSError: there is no such file, or it cannot be read.
+        """
+        outcomes, bad = [], 0
+        text = (self.directory / "outcomes.jsonl").read_bytes().decode("utf-8", "replace")
+        for line in text.split("\n"):
+            if not line.strip():
+                continue
+            try:
+                outcomes.append(Outcome.from_json(line))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                bad += 1
+        return tuple(outcomes), bad
 
     def _point_latest(self) -> None:
         link = self.directory.with_name("latest")

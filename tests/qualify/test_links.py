@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from hil.errors import HilError
 from hil.qualify.evidence import gather
 from hil.qualify.judge import judge
 from hil.qualify.links import links, reports_of
@@ -19,6 +18,7 @@ from hil.reporting import html
 from tests.plugin.conftest import RunHil, labs, run_hil
 from tests.qualify.runs import policy
 from tests.reporting import browser
+from tests.reporting.allure_tool import ALLURE, needs_allure
 
 __all__ = ["labs", "run_hil"]
 
@@ -43,18 +43,7 @@ devices = ["nic0"]
 """
 
 
-def _find() -> str:
-    try:
-        return str(html.find_allure())
-    except HilError:
-        return ""
-
-
-# Looked for before pytester gives each test a home of its own.
-ALLURE = _find()
-
-
-@pytest.mark.skipif(not ALLURE, reason=f"Allure 3 is missing: {html.INSTALL}")
+@needs_allure
 def test_a_run_is_judged_and_its_failure_is_one_click_away(
     run_hil: RunHil, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hil.errors import HilError, LabError
+from hil.errors import LabError
 from hil.reporting import history, html
 from hil.reporting.run import Run
+from tests.reporting.allure_tool import ALLURE, needs_allure
 
 
 def make(base: Path, name: str, *, lab: str = "rack", kind: str = "physical") -> Run:
@@ -106,18 +107,7 @@ def test_what_allure_did_not_write_is_told(tmp_path: Path, text: str) -> None:
         kept(make(tmp_path / "reports", "a"), tmp_path, text)
 
 
-def _find() -> str:
-    try:
-        return str(html.find_allure())
-    except HilError:
-        return ""
-
-
-# Looked for before any test gets a home of its own.
-ALLURE = _find()
-
-
-@pytest.mark.skipif(not ALLURE, reason=f"Allure 3 is missing: {html.INSTALL}")
+@needs_allure
 def test_allure_adds_to_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HIL_ALLURE", ALLURE)
     for day, status in enumerate(("passed", "failed"), 1):

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from hil.errors import HilError, LabError
+from hil.errors import LabError
 from hil.reporting import html
 from hil.reporting import page as packing
 from tests.plugin.conftest import RunHil, labs, run_hil
 from tests.reporting import browser
+from tests.reporting.allure_tool import ALLURE, needs_allure
 
 __all__ = ["labs", "run_hil"]
 
@@ -41,18 +42,6 @@ def test_bytes_arrive(device):
 def test_wrong(): raise ProductError("bytes are wrong <b>&", seen="00 01")
 def test_gone(): raise LabError("the host is gone")
 """
-
-
-def _find() -> str:
-    try:
-        return str(html.find_allure())
-    except HilError:
-        return ""
-
-
-# Looked for before pytester gives each test a home of its own.
-ALLURE = _find()
-needs_allure = pytest.mark.skipif(not ALLURE, reason=f"Allure 3 is missing: {html.INSTALL}")
 
 
 def test_results_are_whole(run_hil: RunHil) -> None:

@@ -11,7 +11,8 @@ from hil.reporting import html
 from hil.reporting.text import REDACTED, KeyBlocks
 from hil.transport import keys
 from tests.plugin.conftest import LAB, RunHil, labs, run_hil
-from tests.reporting.test_page import ALLURE, needs_allure, unpacked
+from tests.reporting.allure_tool import ALLURE, needs_allure
+from tests.reporting.test_page import unpacked
 
 __all__ = ["labs", "run_hil"]
 
