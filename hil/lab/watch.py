@@ -124,7 +124,7 @@ class Watch:
                 silence = time.monotonic() - self._heard
                 self._silent = f"no heartbeat for {silence:.0f} s, and it lets nobody in"
                 self.give_up()
-            return
+                return
 
     def _lives(self) -> bool:
         """Whether the host answers on a new connection; then its heart is listened to anew."""
