@@ -474,8 +474,11 @@ def main() -> int:
     given = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="hil-torture-") as folder,
-        kept(given.name, given.simulated, Path(folder)) as rack,
+        contextlib.ExitStack() as stack,
     ):
+        # The runs have a TMPDIR each, but must find the kept lab.
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        rack = stack.enter_context(kept(given.name, given.simulated, Path(folder)))
         torture = Torture(rack, random.Random(given.seed), given.log)
         torture.go_on(given.kills, given.host_kills, time.monotonic() + given.seconds)
     return report(torture.kills)
