@@ -1,10 +1,17 @@
-"""A bisection on the emulated lab: real kernels, VFIO and a guest, power cycles.
+"""A bisection on the emulated lab: a kernel module that is built from each commit's source, real
+kernels and VFIO, power cycles.
 
-The commits differ by what they allow VFIO's module on the host to map for a guest.
+The module is what a vendor might ship: it sets quirks of PCI functions.  One commit of its
+history takes the Function Level Reset from a network card, which then keeps its state.
 """
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +19,16 @@ import pytest
 from hil import cli
 from hil.bisect.record import Record, Verdict
 from hil.deadline import Deadline
+from hil.emulated.machine import find_qemu
+from hil.errors import LabError
 from hil.lab import keeper
-from hil.lab.load import load
+from tests.bisect import kernel
 from tests.bisect.conftest import git
 
 pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("lab")]
 
+MODULE = Path(__file__).parent / "module"
+LAB = "bisect"
 INVENTORY = """
 [lab]
 name = "rack"
@@ -25,62 +36,59 @@ kind = "physical"
 [hosts.host]
 platform = "linux-vfio"
 address = "127.0.0.1"
-port = {port}
-key_file = "{key_file}"
-host_key = "{host_key}"
-power = {{ driver = "kept", address = "bisect" }}
-[devices.edu0]
-kind = "edu"
+port = {state.ssh_port}
+key_file = "{state.key_file}"
+host_key = "{state.host_key}"
+power = {{ driver = "kept", address = "{state.name}" }}
+[devices.nic0]
+kind = "nic"
 host = "host"
-functions = ["0000:04:00.0"]
-match = {{ id = "1234:11e8" }}
-[images.linux]
-root = "{image.root}"
-kernel = "{image.kernel}"
-initrd = "{image.initrd}"
-arguments = {arguments}
-"""
-
-#: How many mappings VFIO allows: with one, no guest's memory can be mapped for its device.
-HISTORY = ("65535", "65534", "none", "65533", "1")
-BUILD = "grep -qx '[0-9]*' dma_entry_limit"
-# This host's disk is in its memory: what is to be there after a reboot is put there after it.
-INSTALL = """
-ssh -i "$HIL_KEY" -p "$HIL_PORT" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \\
-    "$HIL_USER@$HIL_ADDRESS" \\
-    "modprobe vfio_iommu_type1 && cd /sys/module/vfio_iommu_type1/parameters &&
-     echo $(cat dma_entry_limit) > dma_entry_limit && cat dma_entry_limit"
+functions = ["0000:01:00.0"]
+match = {{ id = "8086:10c9" }}
+capabilities = ["flr"]
 """
 
 
-def test_the_commit_that_broke_passthrough_is_found(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    git(tree, "init", "-q")
-    commits = []
-    for limit in HISTORY:
-        (tree / "dma_entry_limit").write_text(f"{limit}\n")
-        git(tree, "add", ".")
-        git(tree, "commit", "-q", "-m", f"Allow {limit} mappings")
-        commits.append(git(tree, "rev-parse", "HEAD"))
-    state = keeper.start("bisect", Deadline(900, "the lab"), lambda text: None)
+@pytest.fixture
+def build() -> Iterator[tuple[Path, str]]:
+    """The module's git tree, and the command that builds what is checked out in it."""
+    if not find_qemu().has_igb:
+        pytest.skip("this QEMU has no igb, the network card that the module has a quirk of")
+    release = kernel.release()
     try:
-        image = load("emulated").images["linux"]
-        inventory = INVENTORY.format(
-            port=state.ssh_port,
-            key_file=state.key_file,
-            host_key=state.host_key,
-            image=image,
-            arguments=list(image.arguments),
-        )
-        (tmp_path / "rack.toml").write_text(inventory.replace("'", '"'))
+        root = kernel.toolchain(release)
+    except LabError as error:
+        pytest.skip(f"no headers of the lab's kernel {release}: {error.message}; {error.hint}")
+    tree = Path(tempfile.mkdtemp(prefix="module-", dir=root / "tmp"))
+    try:
+        git(tree, "init", "-q")
+        git(tree, "am", "-q", *map(str, sorted(MODULE.glob("*.patch"))))
+        make = [*kernel.within(root), "make", "-C", f"/usr/src/linux-headers-{release}"]
+        yield tree, shlex.join([*make, f"M=/{tree.relative_to(root)}", "modules"])
+    finally:
+        shutil.rmtree(tree)
+
+
+def test_the_commit_that_broke_a_reset_is_found(
+    build: tuple[Path, str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tree, make = build
+    commits = git(tree, "rev-list", "--reverse", "HEAD").split()
+    # The scripts call hil.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    state = keeper.start(LAB, Deadline(900, "the lab"), lambda text: None)
+    try:
+        (tmp_path / "rack.toml").write_text(INVENTORY.format(state=state))
         status = cli.main(
             [
-                *("bisect", "start", "assignment", "--lab=rack.toml", f"--check={INSTALL}"),
-                *(f"--tree={tree}", f"--good={commits[0]}", f"--bad={commits[-1]}"),
-                *(f"--build={BUILD}", "--", "-k", "refuses_to_be_returned and edu0"),
+                *("bisect", "start", "reset", "--lab=rack.toml", f"--tree={tree}"),
+                *(f"--good={commits[0]}", f"--bad={commits[-1]}"),
+                f"--build={make} && {MODULE}/install.sh {LAB}",
+                *(f"--check={MODULE}/check.sh {LAB}", "--"),
+                *("-k", "sentinel_register_does_not_survive"),
             ]
         )
         if status == 4:
@@ -88,14 +96,17 @@ def test_the_commit_that_broke_passthrough_is_found(
             # does not boot: what a person would do then, who is told to.
             status = cli.main(["bisect", "resume", f"--tree={tree}"])
     finally:
-        keeper.stop("bisect", Deadline(60, "the end of the lab"))
+        keeper.stop(LAB, Deadline(60, "the end of the lab"))
     told = "".join(capfd.readouterr())
     assert status == 0, told
-    assert "Allow 1 mappings" in told
-    (folder,) = (tmp_path / "reports").iterdir()
-    verdicts = {taken.commit: taken for taken in Record(folder).steps}
+    assert "Reset the 82576 by D3hot, which is faster" in told
     assert "rebooting host" in told
-    # "none" is no number: it does not build.
-    assert verdicts[commits[2]].verdict is Verdict.SKIP
-    assert verdicts[commits[3]].verdict is Verdict.GOOD
-    assert verdicts[commits[4]].verdict is Verdict.BAD
+    (folder,) = (tmp_path / "reports").iterdir()
+    steps = {step.commit: step for step in Record(folder).steps}
+    verdicts = {commits.index(name): step.verdict for name, step in steps.items()}
+    assert verdicts[0] is verdicts[4] is Verdict.GOOD
+    assert verdicts[5] is verdicts[7] is Verdict.BAD
+    assert "its state survived the reset" in steps[commits[5]].reason
+    # It does not build; git chooses it first, as the one in the middle.
+    assert verdicts[3] is Verdict.SKIP
+    assert "the build command ended with status 2" in steps[commits[3]].reason
