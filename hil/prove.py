@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hil import transient
 from hil.errors import LabError
 from hil.reporting.outcome import Outcome, Status
 from hil.reporting.run import Run
@@ -117,6 +118,7 @@ def prove(
     *,
     jobs: int = 1,
     whole: bool = False,
+    end: Callable[[], None] = lambda: None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Proof:
     """Run the suites without a fault and with each.
@@ -127,6 +129,7 @@ def prove(
         run: runs the suites.
         jobs: runs at once.
         whole: run all tests with each fault, not first those that name it.
+        end: ends the runs under way; called when this call is interrupted.
         tell: hears what is being done.
     """
     without: dict[str, tuple[Outcome, ...]] = {}
@@ -172,9 +175,14 @@ def prove(
 
     with ThreadPoolExecutor(jobs) as pool:
         labs_used = list(needed or dict.fromkeys(labs.values()))
-        found = pool.map(lambda lab: outcomes(lab, ""), labs_used)
-        without.update(zip(labs_used, found, strict=True))
-        rows = tuple(pool.map(row, faults))
+        try:
+            found = pool.map(lambda lab: outcomes(lab, ""), labs_used)
+            without.update(zip(labs_used, found, strict=True))
+            rows = tuple(pool.map(row, faults))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            end()
+            raise
     return Proof(
         rows,
         {lab: tuple(o for o in out if o.status not in _QUIET) for lab, out in without.items()},
@@ -182,37 +190,68 @@ def prove(
     )
 
 
-def run_suites(paths: Sequence[str], arguments: Sequence[str] = ()) -> Runner:
-    """A :data:`Runner`: pytest in a process of its own, its outcomes read from its report.
+class Suites:
+    """Runs suites with pytest, each time in a process of its own that ends with this one.
 
-    Raises (the runner):
-        LabError: pytest did not run the tests.
+    Args:
+        paths: of files and folders, or node ids.
+        arguments: more of pytest's.
     """
 
-    def run(lab: str, fault: str, bug: str) -> Sequence[Outcome]:
-        with tempfile.TemporaryDirectory(prefix="hil-prove-") as folder:
+    def __init__(self, paths: Sequence[str], arguments: Sequence[str] = ()) -> None:
+        self._own = [*arguments, *paths]
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._ended = False
+
+    def run(self, lab: str, fault: str, bug: str) -> Sequence[Outcome]:
+        """As :data:`Runner`; the outcomes are read from the run's report.
+
+        Raises:
+            LabError: pytest did not run the tests.
+            CancelledError: it was called after :meth:`end`.
+        """
+        with transient.folder() as folder:
             options = [f"--hil-lab={lab}", f"--hil-report={folder}", "-q", "-p", "no:cacheprovider"]
             if fault:
                 options.append(f"--hil-fault={fault}")
             if bug:
                 options.append(f"--hil-bug={bug}")
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", *options, *arguments, *paths],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-            run = Path(folder) / "latest"
+            said = self._call([sys.executable, "-m", "pytest", *options, *self._own])
+            run = folder / "latest"
             outcomes = Run(run).outcomes() if run.exists() else ()
             if not outcomes:
                 raise LabError(
                     f"the suites did not run on {lab} with {fault or 'no fault'}",
-                    seen=done.stdout.decode("utf-8", "replace")[-4000:],
+                    seen=said.decode("utf-8", "replace")[-4000:],
                 )
             return outcomes
 
-    return run
+    def _call(self, command: Sequence[str]) -> bytes:
+        """Run a command to its end; what it printed."""
+        with self._lock:
+            if self._ended:
+                raise CancelledError
+            child = subprocess.Popen(
+                transient.tied(command, "TERM"),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches it once, from end()
+            )
+            self._running.add(child)
+        with child:
+            said, _ = child.communicate()
+        with self._lock:
+            self._running.discard(child)
+        return said
+
+    def end(self) -> None:
+        """Interrupt what runs, which then puts its lab away; start nothing more."""
+        with self._lock:
+            self._ended = True
+            for child in self._running:
+                child.terminate()
 
 
 def table(proof: Proof, width: int, *, colour: bool) -> str:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 #: From low to high; parts of one row may know one another, and every row knows those above it.
 LAYERS = (
-    ("errors", "deadline", "events", "secrets"),
+    ("errors", "deadline", "events", "secrets", "transient"),
     ("pci", "iommu", "transport", "console", "qmp", "journal", "power"),
     ("guests", "platforms", "emulated", "simulated", "gpu"),
     ("bench", "lab.models"),
@@ -24,7 +24,7 @@ LAYERS = (
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 #: What reporting hears, it hears from events: it knows no driver.
-REPORTING = {"errors", "deadline", "events", "secrets", "reporting", "version"}
+REPORTING = {"errors", "deadline", "events", "secrets", "transient", "reporting", "version"}
 
 
 def imports(path: Path) -> Iterator[str]:

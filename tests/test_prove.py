@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from hil.deadline import Deadline, poll
 from hil.errors import LabError
 from hil.prove import Proof, grouped, markdown, prove, short, table
+from hil.prove import Suites as RealSuites
 from hil.reporting.outcome import Outcome, Status
 from hil.simulated.faults import Fault
 
@@ -152,6 +157,42 @@ def test_suites_that_do_not_run_on_one_bug_cost_that_row_only() -> None:
 def test_a_run_in_which_nothing_ran_proves_nothing() -> None:
     proof = prove([], LABS, Suites(none=[outcome("a", Status.SKIPPED)]))
     assert not proof.holds
+
+
+def test_an_interruption_ends_what_runs() -> None:
+    ended = threading.Event()
+
+    def run(lab: str, fault: str, bug: str) -> Sequence[Outcome]:
+        if lab == "lab-intel":
+            raise KeyboardInterrupt
+        assert ended.wait(60)
+        return []
+
+    with pytest.raises(KeyboardInterrupt):
+        prove([BOTH], LABS, run, jobs=2, end=ended.set)
+    assert ended.is_set()
+
+
+@pytest.mark.timeout(300)
+def test_suites_that_are_ended_end_soon_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    begun = tmp_path / "begun"
+    program = f"import pathlib, time\ndef test_x():\n    pathlib.Path({str(begun)!r}).touch()\n"
+    (tmp_path / "test_x.py").write_text(f"{program}    time.sleep(3600)\n")
+    suites = RealSuites([str(tmp_path / "test_x.py")], ["-n0"])
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(suites.run, "freebsd-15-intel", "", "")
+        try:
+            poll(lambda: begun.exists() or running.done(), Deadline(120, "the test to begin"))
+        finally:
+            suites.end()
+        with pytest.raises(LabError, match="did not run on freebsd-15-intel"):
+            running.result(120)
+    with pytest.raises(CancelledError):
+        suites.run("freebsd-15-intel", "", "")
+    assert not list(tmp_path.glob("hil-*/*"))
 
 
 @pytest.fixture

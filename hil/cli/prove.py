@@ -50,12 +50,14 @@ def prove(
     for name in labs.values():
         load(name)
     paths = [suite(name) for name in suites or []] or [str(suites_folder())]
+    runs = proving.Suites(paths, invocation.after_dashes)
     proof = proving.prove(
         [fault_named(n) for n in fault] if fault else [f for f in FAULTS if not f.beyond],
         labs,
-        proving.run_suites(paths, invocation.after_dashes),
+        runs.run,
         jobs=jobs,
         whole=whole,
+        end=runs.end,
         tell=say,
     )
     if as_json:

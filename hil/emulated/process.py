@@ -7,68 +7,37 @@ names never clash, and no length limit of socket paths applies.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hil import transient
 from hil.deadline import Deadline
 from hil.errors import LabError
 from hil.qmp import Monitor
 
 _PREFIX = "lab-"
 _END_LIMIT = 10.0
-#: Seconds after which a folder without a lock belongs to nobody.
-_STARTING = 3600.0
 
 
 def run_folder(base: Path | None = None) -> Path:
     """A new private folder, gone when its lab is; removes those of dead labs.
 
-    By default below ``$XDG_RUNTIME_DIR``, which may be memory; ``base`` is for labs with disks.
+    By default in :func:`hil.transient.runtime`, which may be memory; ``base`` is for labs with
+    disks.  The supervisor holds its lock.
     """
-    if base is not None:
-        base.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        base = Path(runtime) / "hil"
-    else:
-        base = Path(tempfile.gettempdir()) / f"hil-{os.getuid()}"
+    if base is None:
+        base = transient.runtime()
     try:
-        base.mkdir(mode=0o700, exist_ok=True)
-        status = base.lstat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            # In /tmp anybody could have made it first.
-            raise LabError(
-                f"{base} is open to other users",
-                hint=f"chmod 700 {base}, or remove it if it is not yours",
-            )
-        for left in base.glob(f"{_PREFIX}*"):
-            _remove_if_dead(left)
-        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        base.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return transient.make(transient.private(base), _PREFIX)
     except OSError as error:
-        raise LabError(f"no folder for the lab below {base}: {error.strerror}") from None
-
-
-def _remove_if_dead(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        if not (folder / "lock").exists():
-            # A lab that is just starting has no lock yet.
-            if folder.stat().st_mtime < time.time() - _STARTING:
-                shutil.rmtree(folder, ignore_errors=True)
-            return
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
+        raise LabError(f"no folder for the lab in {base}: {error.strerror}") from None
 
 
 class SocketStream:

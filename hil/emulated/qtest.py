@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from hil import transient
 from hil.deadline import Deadline
 from hil.errors import InventoryError, LabError
 from hil.pci.address import Address
@@ -69,12 +70,12 @@ class QTest:
         self._unread = b""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         # QEMU reads the firmware as it starts, and has read it once it answers
-        with tempfile.NamedTemporaryFile(prefix="hil-qtest-") as firmware:
+        with tempfile.TemporaryFile() as firmware:
             image = bytearray(_FIRMWARE_SIZE)
             image[_RESET_VECTOR : _RESET_VECTOR + len(_HALT)] = _HALT
             firmware.write(image)
             firmware.flush()
-            self._process = self._start(binary, firmware.name, devices, options)
+            self._process = self._start(binary, firmware.fileno(), devices, options)
             try:
                 self._enable_ecam()
             except BaseException:
@@ -82,20 +83,20 @@ class QTest:
                 raise
 
     def _start(
-        self, binary: str, firmware: str, devices: Sequence[str], options: Sequence[str]
+        self, binary: str, firmware: int, devices: Sequence[str], options: Sequence[str]
     ) -> subprocess.Popen[bytes]:
         command = [
-            *(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []),
             *[binary, "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"],
             # the PIT's periodic timer would keep the jumping clock, and a core, busy
             *["-machine", "q35,kernel-irqchip=split,pit=off", "-accel", "tcg"],
-            *["-icount", "shift=0,sleep=off", "-bios", firmware],
+            *["-icount", "shift=0,sleep=off", "-bios", f"/dev/fd/{firmware}"],
             *["-m", f"{self.memory >> 20}M", "-qtest", "stdio", "-qtest-log", "none"],
             *(word for device in devices for word in ("-device", device)),
             *options,
         ]
         return subprocess.Popen(
-            command,
+            transient.tied(command),
+            pass_fds=[firmware],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -31,8 +31,11 @@ def main(arguments: list[str]) -> int:
     command = arguments[5:]
     kept = [int(number) for number in descriptors.split(",")]
     # Held for as long as this process lives: the folder is in use.
-    lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)  # noqa: PTH118
+    # Under its name only when it is held, as hil.transient.hold does it.
+    name = os.path.join(folder, "lock")  # noqa: PTH118
+    lock = os.open(f"{name}.new", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(f"{name}.new", name)  # noqa: PTH104
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getpid()
 

@@ -25,7 +25,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, NoReturn, Protocol
 
+from hil import transient
 from hil.console.console import Console
 from hil.deadline import Deadline, poll
 from hil.errors import DeadlineExceeded, HilError, InventoryError, LabError
@@ -81,21 +81,7 @@ class State:
 
 def folder(name: str) -> Path:
     """The folder of the lab ``name``, of this user."""
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        base = Path(runtime) / "hil"
-    else:
-        base = Path(tempfile.gettempdir()) / f"hil-{os.getuid()}"
-    try:
-        base.mkdir(mode=0o700, exist_ok=True)
-        status = base.lstat()
-    except OSError as error:
-        raise LabError(f"{base} cannot be made: {error.strerror}") from None
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        # In /tmp anybody could have made it first.
-        raise LabError(
-            f"{base} is open to other users", hint=f"chmod 700 {base}, or remove it if not yours"
-        )
-    return base / "labs" / name
+    return transient.runtime() / "labs" / name
 
 
 def names() -> tuple[str, ...]:

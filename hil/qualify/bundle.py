@@ -16,17 +16,18 @@ The signature is of the manifest, and the manifest has the sums of all else.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import hil
+from hil import transient
 from hil.errors import HilError, InventoryError
 from hil.qualify import render, signing
 from hil.qualify.evidence import RunRecord, gather
@@ -78,12 +79,7 @@ def write(
                 hint="name a folder elsewhere",
             )
     notes = []
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise InventoryError(f"{folder} cannot be written: {error.strerror}") from None
-    try:
+    with _named_when_whole(folder) as work:
         sums = {run.name: _copy(run.data.directory, work / "runs" / run.name) for run in runs}
         (work / "policy.toml").write_text(policy, "utf-8", newline="")
         # Of the runs themselves: Allure's files, which say where a test is in a report, stay there.
@@ -108,15 +104,23 @@ def write(
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
         if key is not None:
             signing.sign(work / MANIFEST, key)
-        work.chmod(0o755)
-        work.rename(folder)
+    return tuple(notes)
+
+
+@contextlib.contextmanager
+def _named_when_whole(folder: Path) -> Iterator[Path]:
+    """An empty folder that becomes ``folder`` at the end of the block."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with transient.folder(folder.parent, ".hil-bundle-") as place:
+            work = place / "bundle"
+            work.mkdir()
+            yield work
+            work.rename(folder)
     except OSError as error:
         raise InventoryError(
             f"{folder} cannot be written: {error.strerror or error}", seen=str(error.filename or "")
         ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return tuple(notes)
 
 
 def _copy(source: Path, target: Path) -> dict[str, dict[str, Any]]:

@@ -11,10 +11,10 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from hil import transient
 from hil.deadline import Deadline
 from hil.errors import InventoryError, LabError
 from hil.reporting import history
@@ -84,8 +84,7 @@ def generate(directory: Path, deadline: Deadline | None = None) -> Path:
         results = sum(1 for _ in run.results.glob("*-result.json"))
         deadline = Deadline(BASE + EACH * results, "the HTML report")
     allure = find_allure()
-    with tempfile.TemporaryDirectory(prefix="hil-report-") as name:
-        work = Path(name)
+    with transient.folder() as work:
         history.gather(run, work / "history.jsonl")
         settings = {**configuration(run), "historyPath": str(work / "history.jsonl")}
         (work / "allurerc.json").write_text(json.dumps(settings))
@@ -94,7 +93,7 @@ def generate(directory: Path, deadline: Deadline | None = None) -> Path:
         command.append(str(run.results))
         try:
             done = subprocess.run(
-                command,
+                transient.tied(command),
                 capture_output=True,
                 timeout=deadline.remaining,
                 check=False,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hil import transient
 from hil.errors import InventoryError, LabError
 from hil.qualify import bundle, render, signing
 from hil.qualify.bundle import State, verify
@@ -311,3 +312,12 @@ def test_without_ssh_keygen_the_words_are_plain(
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
     with pytest.raises(LabError, match="no ssh-keygen on PATH"):
         signing.sign(runs[0] / "run.json", key)
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_bundle(
+    tmp_path: Path, runs: list[Path]
+) -> None:
+    left = transient.make(tmp_path, ".hil-bundle-")
+    os.close(transient.hold(left))
+    make(tmp_path / "bundle", runs)
+    assert not list(tmp_path.glob(".*"))

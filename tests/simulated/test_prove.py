@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hil.prove import prove, run_suites, short
+from hil.prove import Suites, prove, short
 from hil.simulated.faults import fault_named
 
 RESET = Path(__file__).parents[2] / "suites/reset/test_reset.py"
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def test_two_bugs_are_caught_by_the_tests_that_name_them() -> None:
-    run = run_suites(
+    suites = Suites(
         [str(RESET)],
         ["-n0", "-k", "nic0 and (can_do_no_dma or does_not_reach_the_next_guest)"],
     )
     faults = [fault_named("3-host-domain-while-idle"), fault_named("6-no-flr")]
-    proof = prove(faults, {"intel": "freebsd-15-intel"}, run)
+    proof = prove(faults, {"intel": "freebsd-15-intel"}, suites.run)
     assert proof.holds, proof.as_json()
     assert proof.ran == {"freebsd-15-intel": 2}
     assert [[short(test) for test in row.caught] for row in proof.rows] == [
