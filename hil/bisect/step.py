@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ POWER, SYNC = 180, 60
 ENDING = 300
 #: Seconds for what a command has started to end after it, before it is told to.
 LEFTOVERS = 5
+
+_ERROR = re.compile(r"\berror: ")
 
 Say = Callable[[str], None]
 
@@ -127,15 +130,29 @@ def _shell(
     log = place.folder / f"{name}.log"
     deadline = Deadline(seconds, f"the {name} command")
     command = ["/bin/sh", "-c", text]
+    start = _size(log)
     status = _call(command, log, deadline, cwd=place.settings.tree, variables=variables)
     if status:
-        raise Untestable(f"the {name} command ended with status {status}{_last(log)}")
+        raise Untestable(f"the {name} command ended with status {status}{_why(log, start)}")
 
 
-def _last(log: Path) -> str:
-    """The last line of a log, to go after other words; nothing if there is none."""
-    line = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
+def _why(log: Path, start: int) -> str:
+    """The line of a log that says best why a command failed, to go after other words.
+
+    That is the first with ``error: ``, as compilers write it: make's own words come long after.
+    Else the last; nothing if there is none.
+
+    Args:
+        log: of the command.
+        start: where its words begin, bytes: others may have been there before.
+    """
+    lines = log.read_bytes()[start:].decode("utf-8", "replace").strip().splitlines() or [""]
+    line = next((line for line in lines if _ERROR.search(line)), lines[-1]).strip()
     return f": {line}" if line else ""
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
 
 
 def _reboot(lab: Lab, host: str, seconds: float) -> None:
@@ -197,10 +214,11 @@ def _run(place: Place) -> str:
     command += ["--", *settings.pytest]
     before = set(_runs(place.folder))
     log = place.folder / "run.log"
+    start = _size(log)
     status = _call(command, log, Deadline(settings.run_limit, "the test"))
     made = [run for run in _runs(place.folder) if run not in before]
     if len(made) != 1:
-        raise Disturbed(f"hil run ended with status {status} before any test{_last(log)}")
+        raise Disturbed(f"hil run ended with status {status} before any test{_why(log, start)}")
     return judge(Run(made[0]), settings.bad_faults)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -326,6 +327,28 @@ def test_a_host_that_runs_something_else_is_not_tested(tmp_path: Path, said: Wor
     taken = step.take(record, driver.commits[0], said.append)
     assert taken.verdict is Verdict.SKIP
     assert taken.reason == "the check command ended with status 1: runs the old kernel"
+
+
+def test_a_compilers_first_error_is_told_and_not_makes_last_words(
+    tmp_path: Path, said: Words
+) -> None:
+    driver = make(tmp_path, "fine", "product")
+    words = "a.c:3:5: error: x undeclared\na.c:9:1: error: more\nmake: Leaving directory\n"
+    record = begun(driver, build=f"printf {shlex.quote(words)} >&2; exit 2")
+    taken = step.take(record, driver.commits[0], said.append)
+    assert taken.reason == "the build command ended with status 2: a.c:3:5: error: x undeclared"
+
+
+def test_an_error_of_the_try_before_is_not_told_again(tmp_path: Path, said: Words) -> None:
+    driver = make(tmp_path, "lab", "product")
+    driver.git("checkout", "-q", driver.commits[0])
+    # It builds in spite of its words; the test cannot judge; the second time it does not build.
+    once = f"{tmp_path}/once"
+    build = f"if [ -e {once} ]; then echo gone; exit 1; fi; touch {once}; echo error: ignored"
+    record = begun(driver, build=f"{build}; {driver.settings().build}")
+    taken = step.take(record, driver.commits[0], said.append)
+    assert any("the host is gone (fault: lab)" in line for line in said)
+    assert taken.reason == "the build command ended with status 1: gone"
 
 
 def test_a_run_that_could_not_begin_is_not_tested(tmp_path: Path, said: Words) -> None:
