@@ -336,6 +336,20 @@ class Console:
             )
             return result
 
+    @property
+    def shell(self) -> str:
+        """The mark of the shell that waits for commands; empty if :meth:`run` has none there.
+
+        A console of the same machine, or of a copy of it, can go on with that shell.
+        """
+        return self._nonce if self._raw else ""
+
+    def go_on(self, shell: str) -> None:
+        """Use a shell that waits already, rather than log in: that of :attr:`shell`."""
+        with self._lock:
+            self._nonce = shell
+            self._raw = self.log.kernel_ends_with_cr = True
+
     def release(self, deadline: Deadline) -> None:
         """Give the terminal back to the log-in shell, for a person to type at."""
         with self._lock:

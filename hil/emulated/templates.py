@@ -26,7 +26,7 @@ from hil.transport.keys import KeyPair
 #: Size of a template's disk, bytes; sparse (measured: 0.1 GB of it written).
 SIZE = 1 << 30
 #: Raise it when guests are saved in another state than before.
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Shelf:
@@ -86,6 +86,7 @@ def _to_json(template: Template) -> str:
             "cpus": template.cpus,
             "private": key.private,
             "public": key.public,
+            "shell": template.shell,
         }
     )
 
@@ -98,4 +99,5 @@ def _from_json(text: str) -> Template:
         cpus=int(fields["cpus"]),
         path=os.devnull,
         host_key=KeyPair(str(fields["private"]), str(fields["public"])),
+        shell=str(fields["shell"]),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import secrets
 import shlex
@@ -108,18 +109,14 @@ class Guest:
             GuestError: it panicked or never asked for a log-in, with its last lines.
         """
         deadline = self.limit(BOOT, "the boot")
-        continued = self.machine.spec.template is not None
-        title = f"continue a saved guest as {self.name}" if continued else f"boot guest {self.name}"
+        template = self.machine.spec.template
+        title = f"continue a saved guest as {self.name}" if template else f"boot guest {self.name}"
         with events.step(title):
             # The console is read from before the first instruction: nothing is lost.
             self._console = Console(self.name, self.machine.console(deadline))
             self._enter(GuestState.BOOTING)
             self.machine.start(deadline)
-            self._log_in(deadline)
-            if continued:
-                key = keys.of_this_run().public
-                text = self.os.after_continuing(self.name, time.time(), key)
-                self.console.run(text, deadline).check()
+            self._come_up(deadline, template)
         return self
 
     def save(self, path: str) -> Template:
@@ -133,12 +130,26 @@ class Guest:
             # Having served one, its SSH server has in memory what serves the next.
             self.run(["true"]).check()
             self._close_ssh()
-            self.console.release(deadline)
-            return self.machine.save(path, deadline)
+            # Each byte typed costs an exit to the hypervisor: those who continue it log in no more.
+            shell = self.console.shell
+            if not shell:
+                self.console.release(deadline)
+            return dataclasses.replace(self.machine.save(path, deadline), shell=shell)
 
-    def _log_in(self, deadline: Deadline) -> None:
+    def _come_up(self, deadline: Deadline, template: Template | None = None) -> None:
+        """Wait for a shell on the console; ``template``: what the guest continues."""
         try:
-            self.console.login(self.os.user, None, deadline=deadline, rescue=self.os.rescue)
+            if template is not None and template.shell:
+                self.console.go_on(template.shell)
+            else:
+                self.console.login(self.os.user, None, deadline=deadline, rescue=self.os.rescue)
+            if template is not None:
+                key = keys.of_this_run().public
+                text = self.os.after_continuing(self.name, time.time(), key)
+                self.console.run(text, deadline).check()
+                up = True
+            else:
+                up = self.console.run(self.os.is_up(), deadline).status == 0
         except DeadlineExceeded as error:
             self._enter(GuestState.CRASHED)
             self._blame_hypervisor(error)
@@ -157,7 +168,7 @@ class Guest:
                 seen=self.machine.failure() or error.seen,
                 console=self.console.log.tail(30),
             ) from error
-        if self.console.run(self.os.is_up(), deadline).status != 0:
+        if not up:
             self._enter(GuestState.CRASHED)
             raise GuestError(
                 f"guest {self.name} came up to a rescue shell only",
@@ -185,7 +196,7 @@ class Guest:
         deadline = deadline or self.limit(BOOT, "the reboot")
         self._close_ssh()
         self._enter(GuestState.BOOTING)
-        self._log_in(deadline)
+        self._come_up(deadline)
 
     def reboot(self) -> None:
         """Restart by the guest's own command, and wait until it is ready."""

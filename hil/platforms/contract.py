@@ -169,6 +169,8 @@ class Template:
     """On the host."""
     host_key: KeyPair = field(repr=False)
     """Of its SSH server: all that continue it have the same."""
+    shell: str = ""
+    """What waits for commands at its console: :attr:`hil.console.console.Console.shell`."""
 
     def fits(self, spec: GuestSpec) -> bool:
         """Whether a guest of this kind could continue it."""
