@@ -229,7 +229,7 @@ class LinuxGuest(GuestOS):
 
     def after_continuing(self, name: str, now: float, key: str) -> str:
         return (
-            f"hostname {shlex.quote(name)}; date -s @{now:.0f} >/dev/null;"
+            f"echo {shlex.quote(name)} > /proc/sys/kernel/hostname; date -s @{now:.0f} >/dev/null;"
             f" echo {shlex.quote(key)} > /root/.ssh/authorized_keys;"
             " echo 1 > /sys/bus/pci/rescan"
         )

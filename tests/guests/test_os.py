@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -124,3 +127,21 @@ def test_only_known_systems_are_spoken() -> None:
 def test_a_guest_error_names_the_guest_s_fault() -> None:
     with pytest.raises(GuestError):
         LINUX.parse_functions("no such thing")
+
+
+def test_a_continued_guest_is_told_its_name_and_key_by_what_its_image_has(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for folder in ("proc/sys/kernel", "root/.ssh", "sys/bus/pci", "bin"):
+        (root / folder).mkdir(parents=True)
+    date = root / "bin/date"  # of coreutils; hostname is in a package that the image has not
+    date.write_text("#!/bin/sh\n")
+    date.chmod(0o755)
+    text = LINUX.after_continuing("g 1", 0.0, "ssh-ed25519 AAAA")
+    inside = re.sub(r"(?<= )/(?=proc/|root/|sys/)", f"{root}/", text)
+    done = subprocess.run(
+        ["/bin/sh", "-c", inside], env={"PATH": str(root / "bin")}, capture_output=True, check=True
+    )
+    assert done.stderr == b""
+    assert (root / "proc/sys/kernel/hostname").read_text() == "g 1\n"
+    assert (root / "root/.ssh/authorized_keys").read_text() == "ssh-ed25519 AAAA\n"
+    assert (root / "sys/bus/pci/rescan").read_text() == "1\n"
