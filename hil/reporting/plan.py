@@ -20,6 +20,8 @@ class Planned:
     """pytest's node id."""
     area: str
     devices: tuple[str, ...] = ()
+    group: str = ""
+    """Tests of one group share guests, and so a lab, where several labs share the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,14 @@ class Plan:
 def _planned(rows: object) -> tuple[Planned, ...]:
     if not isinstance(rows, list):
         raise TypeError("not a list")
-    planned = tuple(Planned(r["test"], r["area"], tuple(r.get("devices", ()))) for r in rows)
-    if not all(isinstance(word, str) for p in planned for word in (p.test, p.area, *p.devices)):
+    planned = tuple(
+        Planned(r["test"], r["area"], tuple(r.get("devices", ())), r.get("group", "")) for r in rows
+    )
+    words = (word for p in planned for word in (p.test, p.area, p.group, *p.devices))
+    if not all(isinstance(word, str) for word in words):
         raise TypeError("not text")
     # As in outcomes: of the same name there, and nothing that a terminal would obey.
     return tuple(
-        Planned(plain(p.test), plain(p.area), tuple(map(plain, p.devices))) for p in planned
+        Planned(plain(p.test), plain(p.area), tuple(map(plain, p.devices)), plain(p.group))
+        for p in planned
     )
