@@ -256,6 +256,34 @@ def test_a_pipelines_processes_see_one_another(host: SimulatedHost) -> None:
     assert len(text(host, "ps -axo pid= | cat | cat").splitlines()) == 4
 
 
+@pytest.mark.parametrize("end", ["", "\\n", " and more\\n7\\n"])
+def test_pkill_takes_the_process_that_a_file_names_and_no_other(
+    host: SimulatedHost, end: str
+) -> None:
+    script = f"sleep 600 & printf '%d{end}' $! > /tmp/pid; sleep 601 & pkill -F /tmp/pid; echo $?"
+    assert text(host, script) == "0\n"
+    poll(
+        lambda: text(host, "ps -axo command | grep '^sleep 60'") == "sleep 601\n",
+        Deadline(60, "the end of one process"),
+    )
+    assert text(host, "pkill -F /tmp/pid; echo $?") == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", "Pidfile `/tmp/pid' is empty"),
+        ("x", "Invalid pid in file `/tmp/pid'"),
+        ("12x", "Invalid pid in file `/tmp/pid'"),
+        ("1", "Invalid pid in file `/tmp/pid'"),
+    ],
+)
+def test_pkill_refuses_a_file_without_a_number(host: SimulatedHost, words: str, told: str) -> None:
+    assert text(host, f"printf '{words}' > /tmp/pid") == ""
+    found = run(host.system, "pkill -F /tmp/pid")
+    assert (found.status, found.err.decode()) == (3, f"pkill: {told}\n")
+
+
 def test_lockf_keeps_a_lock_for_as_long_as_it_lives(host: SimulatedHost) -> None:
     inner = "lockf -k -s -t 0 /tmp/lock true; echo $?"
     assert text(host, f"lockf -k -s -t 0 /tmp/lock sh -c '{inner}'") == "75\n"

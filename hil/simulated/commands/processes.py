@@ -103,18 +103,41 @@ def ps(process: Process) -> int:
     return 0 if rows or not wanted else 1
 
 
+def _pid_in(process: Process, name: str) -> int:
+    """The number at the start of a file, as takepid reads it (FreeBSD: bin/pkill/pkill.c)."""
+    try:
+        file = process.system.files.open(process, process.path(name), "r").reference()
+    except SimError as error:
+        process.complain(f"Cannot open pidfile `{name}': {error.text}")
+        raise Exit(3) from None
+    try:
+        text = file.stream.read(process, 1024)
+    finally:
+        file.release()
+    if not text:
+        process.complain(f"Pidfile `{name}' is empty")
+        raise Exit(3)
+    number = re.match(rb"\s*(\d+)(?=\s|\Z)", text)  # a newline need not follow
+    if number is None or not 5 <= int(number[1]) <= 99999:
+        process.complain(f"Invalid pid in file `{name}'")
+        raise Exit(3)
+    return int(number[1])
+
+
 def pgrep(process: Process) -> int:
     words = process.arguments[1:]
     number = SIGTERM
-    if process.name == "pkill" and words and re.fullmatch(r"-(\d+|[A-Z]+\d?)", words[0]):
-        name = words[0][1:].removeprefix("SIG")
-        number = int(name) if name.isdigit() else SIGNALS.get(name, SIGTERM)
-        process.arguments = [process.arguments[0], *words[1:]]
+    if process.name == "pkill" and words and words[0].startswith("-"):
+        name = words[0][1:].upper().removeprefix("SIG")
+        if name.isdigit() or name in SIGNALS:  # else it is an option, as -F
+            number = int(name) if name.isdigit() else SIGNALS[name]
+            process.arguments = [process.arguments[0], *words[1:]]
     found, patterns = getopt(process, "F:G:M:N:P:SU:ac:d:fg:ij:lnoqs:t:u:vx")
     option = dict(found)
+    only = _pid_in(process, option["F"]) if "F" in option else None
     hits = []
     for each in sorted(process.system.processes.values(), key=lambda each: each.pid):
-        if each is process:
+        if each is process or only not in (None, each.pid):
             continue
         text = _command_line(each, environment=False) if "f" in option else each.command_name
         if "P" in option and (each.parent is None or str(each.parent.pid) != option["P"]):
