@@ -2,9 +2,9 @@
 
 A q35 machine with Intel's IOMMU and interrupt remapping, two processors with nested
 virtualization, and behind PCIe root ports two ``igb`` cabled together, ``nvme``, two
-``edu``, ``e1000e``, two ``virtio-gpu`` and a ``bochs-display``.  Its system is the image
-:data:`hil.emulated.images.HOST`; the images for its guests are on a second disk, mounted at
-/images.
+``edu``, ``e1000e``, two ``virtio-gpu`` (the first with an option ROM of ours) and a
+``bochs-display``.  Its system is the image :data:`hil.emulated.images.HOST`; the images for its
+guests are on a second disk, mounted at /images.
 
 The first boot's state is saved in the cache, and later labs start from it; ``nvme`` and
 ``edu``, of which QEMU saves no state, are plugged in after that.
@@ -35,6 +35,7 @@ from hil.emulated import accel, cache, images
 from hil.emulated.accel import Accelerator
 from hil.emulated.process import QemuProcess, run_folder
 from hil.errors import DeadlineExceeded, GuestError, HilError, InventoryError, LabError
+from hil.gpu import option_rom
 from hil.iommu.memory import PhysicalMemory
 from hil.transport import keys
 from hil.transport.ssh import SshTransport
@@ -68,6 +69,17 @@ _DISPLAYS = {
     "gpu1": "virtio-gpu-pci,iommu_platform=on,disable-legacy=on,xres=640,yres=480",
     "vram0": "bochs-display,vgamem=4194304",
 }
+#: What has an option ROM, and where the host keeps what it reads in it (the inventory's ``rom``).
+ROM_OF, ROM_FILE = "gpu0", "/run/gpu0.rom"
+#: Its file in the folder of a lab.
+ROM = "gpu0.rom"
+# As the owner of a card gets it.  The kernel shows no more than the images in it.
+_READ_ROM = """
+    echo 1 >"$1" && cat "$1" >"$2"
+    status=$?
+    echo 0 >"$1"
+    exit $status
+"""
 _FIRST_IGB, _FIRST_SAVED_STATE = (8, 0), (8, 2)
 
 
@@ -181,6 +193,7 @@ class _Plan:
             str(self.guests),
             # A state saved under KVM holds the processor's own registers.
             accel.processor() if self.accelerator.name == "kvm" else "",
+            hashlib.sha256(rom()).hexdigest(),
             *self.command("console", "monitor", Path("keys")),
         ]
         return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
@@ -216,7 +229,7 @@ class _Plan:
             place = str(given / file).replace(",", ",,")
             command += ["-fw_cfg", f"name=opt/org.hil/{name},file={place}"]
         command += port_arguments(console, monitor)
-        for device in devices(self.qemu):
+        for device in devices(self.qemu, given / ROM):
             command += ["-device", device]
         return [*command, *more_arguments()]
 
@@ -249,8 +262,16 @@ def port_arguments(console: str, monitor: str) -> list[str]:
     return command
 
 
-def devices(qemu: Qemu) -> list[str]:
-    """The devices behind the root ports that can be saved, as ``-device`` takes them."""
+def rom() -> bytes:
+    """The option ROM of :data:`ROM_OF`, which has QEMU's ids and class of a virtio-gpu-pci."""
+    return option_rom.make(0x1AF4, 0x1050, 0x038000, f"hil {ROM_OF}")
+
+
+def devices(qemu: Qemu, rom_file: Path | None = None) -> list[str]:
+    """The devices behind the root ports that can be saved, as ``-device`` takes them.
+
+    ``rom_file``: with the option ROM of :data:`ROM_OF`, if it is to have one.
+    """
     found = []
     for index, name in enumerate(("nic0", "peer0", "nic1")):
         model = "e1000e" if name == "nic1" else "igb"
@@ -259,7 +280,8 @@ def devices(qemu: Qemu) -> list[str]:
             found.append(f"{device},mac=52:54:00:68:69:{index:02x}")
     for name, model in _DISPLAYS.items():
         driver, _, options = model.partition(",")
-        found.append(f"{driver},id={name},bus=port-{name},romfile=,{options}")
+        file = str(rom_file or "").replace(",", ",,") if name == ROM_OF else ""
+        found.append(f"{driver},id={name},bus=port-{name},romfile={file},{options}")
     return found
 
 
@@ -444,6 +466,7 @@ class EmulatedLab:
     def _start(self, more: Sequence[str], deadline: Deadline) -> None:
         with (self._folder / "nvme.img").open("wb") as disk:
             disk.truncate(NVME_SIZE)
+        (self._folder / ROM).write_bytes(rom())
         self._process = QemuProcess(
             self._folder,
             lambda console, monitor: [
@@ -482,6 +505,13 @@ class EmulatedLab:
         host = self.ssh(deadline)
         now = f"{time.time():.0f}"  # busybox takes no fractions
         host.run(["busybox", "sh", "-c", script, "hil", now, *awaited], deadline=deadline).check()
+        self._read_rom(deadline)
+
+    def _read_rom(self, deadline: Deadline) -> None:
+        """Have the host keep the option ROM as it reads it in the card."""
+        place = f"/sys/bus/pci/devices/{self.address(ROM_OF)}/rom"
+        command = ["sh", "-c", _READ_ROM, "hil", place, ROM_FILE]
+        self.ssh(deadline).run(command, deadline=deadline).check()
 
     def _plug(self, device: str, deadline: Deadline) -> None:
         port = f"port-{device}"
@@ -644,7 +674,7 @@ class EmulatedLab:
             if limit.expired:
                 raise limit.exceeded("\n".join(self.console.log.tail(5)))
             seen = seen[-20:] + (chunk or b"")
-        self.ssh(deadline)
+        self._read_rom(deadline)
 
     def nmi(self, deadline: Deadline | None = None) -> None:
         """Send a non-maskable interrupt to every processor."""

@@ -10,7 +10,7 @@ from hil.guests.guest import Guest
 from hil.oracles import gpu_card, preflight
 from hil.probes.gpu import report
 
-pytestmark = pytest.mark.needs(device="gpu", capability="msix")
+pytestmark = pytest.mark.needs(device="gpu")
 
 
 @pytest.mark.catalogue("GP5")
