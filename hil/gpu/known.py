@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from hil.gpu.amd import AMD
+from hil.gpu.bochs import BOCHS
 from hil.gpu.intel import INTEL
 from hil.gpu.nvidia import NVIDIA
 from hil.gpu.vendor import Vendor
 from hil.gpu.virtio import VIRTIO
 from hil.platforms.contract import Function
 
-VENDORS: tuple[Vendor, ...] = (NVIDIA, AMD, INTEL, VIRTIO)
+VENDORS: tuple[Vendor, ...] = (NVIDIA, AMD, INTEL, VIRTIO, BOCHS)
 
 #: Base classes (PCI-SIG Code and ID Assignment, section 1): display, processing accelerator.
 _CLASSES = (0x03, 0x12)
@@ -24,12 +25,26 @@ def is_gpu(function: Function) -> bool:
 
 def vendor_of(function: Function) -> Vendor | None:
     """What is known of a GPU's vendor; ``None`` of another's, and of what is no GPU."""
-    for vendor in VENDORS if is_gpu(function) else ():
-        if function.vendor == vendor.vendor and (
-            not vendor.devices or any(function.device in ids for ids in vendor.devices)
+    return vendor_by_ids(function.vendor, function.device) if is_gpu(function) else None
+
+
+def vendor_by_ids(vendor: int, device: int) -> Vendor | None:
+    """What is known of the vendor of a GPU with these ids."""
+    for known in VENDORS:
+        if known.vendor == vendor and (
+            not known.devices or any(device in ids for ids in known.devices)
         ):
-            return vendor
+            return known
     return None
+
+
+def never_has(vendor: int, device: int) -> frozenset[str]:
+    """Capabilities, by their names in inventories, that no GPU with these ids can have.
+
+    Whatever its driver: of cards that nothing is known of, none.
+    """
+    known = vendor_by_ids(vendor, device)
+    return frozenset() if known is None or known.opencl else frozenset({"compute"})
 
 
 def rest_of_card(function: Function, everything: Iterable[Function]) -> tuple[Function, ...]:

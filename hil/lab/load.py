@@ -193,6 +193,19 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
                 problems.append(Problem(where, text, bounded(member)))
             elif member in cluster.devices[:index]:
                 problems.append(Problem(where, "listed twice", bounded(member)))
+    return problems or _shapes(inventory)
+
+
+def _shapes(inventory: Inventory) -> list[Problem]:
+    """Shapes that a cluster of an inventory, right but for these, cannot have."""
+    problems = []
+    for name, cluster in inventory.clusters.items():
+        hosts = {inventory.devices[member].host for member in cluster.devices}
+        for index, shape in enumerate(cluster.shapes):
+            if (shape == "together" and len(hosts) > 1) or (shape == "by-host" and len(hosts) == 1):
+                where = f"{key_of(('clusters', name))}.shapes[{index}]"
+                found = f"its devices are on {', '.join(sorted(hosts))}"
+                problems.append(Problem(where, f"cannot be formed: {found}", bounded(shape)))
     return problems
 
 

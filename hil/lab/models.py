@@ -108,6 +108,10 @@ CapabilityName = Literal[
 ]
 
 
+#: Who has a cluster's devices: one guest, a guest for each, on each host a guest.
+Shape = Literal["together", "apart", "by-host"]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -224,8 +228,8 @@ class Device(_Model):
     """Ids of the catalogue: tests of these are known to find fault with the device, and are
     expected to."""
     areas: tuple[str, ...] | None = None
-    """Areas (folders of suites) whose tests of one device use it; empty: only tests of several
-    devices do; ``None``: all."""
+    """Areas (folders of suites, or files there: ``gpu/display``) whose tests of one device use it;
+    empty: only tests of several devices do; ``None``: all."""
 
 
 class ImageEntry(_Model):
@@ -255,6 +259,8 @@ class Cluster(_Model):
     """Devices that tests use all at once, in every topology that they can form."""
 
     devices: tuple[Name, ...] = Field(min_length=2)
+    shapes: tuple[Shape, ...] = ()
+    """The topologies that tests form of it; empty: all that it can form."""
 
 
 class LabSection(_Model):
@@ -279,7 +285,7 @@ class Topology:
     """Which guest has which devices of a cluster."""
 
     cluster: str
-    shape: str
+    shape: Shape
     """``together``: all in one guest; ``apart``: a guest for each; ``by-host``: on each host a
     guest with its devices."""
     guests: tuple[tuple[str, ...], ...]
@@ -316,7 +322,7 @@ class Lab:
         return {name: device for name, device in self.devices.items() if device.host == host}
 
     def topologies(self, cluster: str) -> tuple[Topology, ...]:
-        """Every way in which guests can have the devices of ``cluster``, all at once."""
+        """Every way in which guests are to have the devices of ``cluster``, all at once."""
         names = self.clusters[cluster].devices
         hosts: dict[str, list[str]] = {}
         for name in names:
@@ -324,7 +330,9 @@ class Lab:
         each_host = tuple(tuple(found) for found in hosts.values())
         whole = Topology(cluster, "together" if len(hosts) == 1 else "by-host", each_host)
         apart = Topology(cluster, "apart", tuple((name,) for name in names))
-        return (apart,) if whole.guests == apart.guests else (whole, apart)
+        possible = (apart,) if whole.guests == apart.guests else (whole, apart)
+        wanted = self.clusters[cluster].shapes
+        return tuple(form for form in possible if not wanted or form.shape in wanted)
 
     def file(self, path: str) -> Path:
         """A path written in the inventory: ``~`` expanded, relative to the inventory's file."""

@@ -7,7 +7,8 @@ asked for.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from hil.reporting.text import plain
 
@@ -35,6 +36,8 @@ class Plan:
     narrowed: bool = False
     """Whether single tests or files were asked for, so that a suite may have more tests than
     these two lists."""
+    not_for_lab: Mapping[str, int] = field(default_factory=dict)
+    """How many tests are not about such a lab at all, by the reason, in a few words."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -43,7 +46,15 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Raises ValueError, TypeError or KeyError if ``text`` is not a plan."""
         data = json.loads(text)
-        return cls(_planned(data["tests"]), _planned(data["deselected"]), data["narrowed"] is True)
+        reasons = data.get("not_for_lab", {})
+        if not all(type(count) is int for count in reasons.values()):
+            raise TypeError("not numbers")
+        return cls(
+            _planned(data["tests"]),
+            _planned(data["deselected"]),
+            data["narrowed"] is True,
+            {plain(why): count for why, count in reasons.items()},
+        )
 
 
 def _planned(rows: object) -> tuple[Planned, ...]:

@@ -148,6 +148,10 @@ def render(
         line.append("; " if line else "")
         line.append("incomplete: the run was cut short", style="yellow")
     parts.append(line)
+    plan = run.plan if run is not None else None
+    for why, count in plan.not_for_lab.items() if plan is not None else ():
+        tests = f"{count} test{'s' if count > 1 else ''}"
+        parts.append(Text(f"not for this lab: {tests}: {why}", style="dim"))
     parts.append(Text(clean(f"lab:    {lab} ({kind}{_WORTH.get(kind, '')})")))
     console.print(Group(*parts))
     # Paths and commands are to be copied: never broken by us.

@@ -95,6 +95,12 @@ def test_the_topologies_of_a_cluster(
     assert set(found[0].devices) == set(farm.clusters[cluster].devices)
 
 
+def test_only_the_shapes_that_the_inventory_names() -> None:
+    lab = parse(FARM.replace('["gpu0", "gpu1"]', '["gpu0", "gpu1"]\nshapes = ["apart"]'), FILE)
+    assert [str(topology) for topology in lab.topologies("desk")] == ["desk-apart"]
+    assert len(lab.topologies("room")) == 2
+
+
 def names(needs: Needs, lab: Lab) -> list[str]:
     return [str(topology) for topology in needs.topologies(lab)]
 
@@ -124,6 +130,15 @@ def test_areas_keep_a_device_from_tests_that_use_it_alone(farm: Lab) -> None:
     assert Needs(device=("gpu",), count=2).groups(farm, "reset") == (("gpu0", "gpu1"),)
 
 
+def test_an_area_may_be_a_file_of_one() -> None:
+    farm = parse(FARM.replace('areas = ["gpu"]', 'areas = ["gpu/display", "reset"]'), FILE)
+    gpus = Needs(device=("gpu",))
+    for place in ("gpu/display", "reset/reset"):
+        assert gpus.groups(farm, place) == (("gpu0",), ("gpu1",))
+    for place in ("gpu/card", "dma/display"):
+        assert gpus.groups(farm, place) == (("gpu0",),)
+
+
 def test_a_captured_display(farm: Lab) -> None:
     assert Needs(device=("gpu",), capture=True).groups(farm, "gpu") == (("gpu0",),)
     blind = parse(FARM.replace("capture = {", "#"), FILE)
@@ -139,6 +154,17 @@ def test_a_captured_display(farm: Lab) -> None:
         ('["gpu0", "gpu2"]', '["gpu0", "gpu9"]', "clusters.far.devices[1]: no such device"),
         ('["gpu0", "gpu2"]', '["gpu0", "gpu0"]', "clusters.far.devices[1]: listed twice"),
         ('["gpu0", "gpu2"]', '["gpu0"]', "clusters.far.devices"),
+        (
+            '["gpu0", "gpu2"]',
+            '["gpu0", "gpu2"]\nshapes = ["apart", "together"]',
+            "clusters.far.shapes[1]: cannot be formed: its devices are on alpha, beta",
+        ),
+        (
+            '["edu0", "gpu0"]',
+            '["edu0", "gpu0"]\nshapes = ["by-host"]',
+            "clusters.mixed.shapes[0]: cannot be formed: its devices are on alpha",
+        ),
+        ('["edu0", "gpu0"]', '["edu0", "gpu0"]\nshapes = ["beside"]', "mixed.shapes[0]"),
         ('by = "v4l2", device = "/dev/video0"', 'by = "v4l2"', "capture.device: missing"),
         (
             'by = "v4l2", device = "/dev/video0"',
@@ -158,9 +184,9 @@ def test_mistakes(old: str, new: str, words: str) -> None:
 
 def test_the_emulated_labs_own() -> None:
     lab = load("emulated")
-    assert names(Needs(cluster=("edu", "vram"), shape=("together",)), lab) == ["engines-together"]
-    assert {"displays-together", "displays-apart"} <= set(names(Needs(capture=True), lab))
+    assert names(Needs(cluster=("edu", "vram"), shape=("together",)), lab) == ["cards-together"]
+    assert names(Needs(device=("gpu", "edu")), lab) == ["cards-together", "guests-apart"]
     # Tests of one device are not run once more for each of several that are alike.
     assert ("gpu1",) not in Needs().groups(lab, "gpu")
-    assert ("vram0",) in Needs().groups(lab, "gpu")
+    assert ("vram0",) in Needs().groups(lab, "gpu/display")
     assert ("vram0",) not in Needs().groups(lab, "preflight")

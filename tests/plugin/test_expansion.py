@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import RunHil
+from tests.plugin.conftest import LAB, RunHil
 
 
 def one(needs: str, argument: str = "device", extra: str = "") -> str:
@@ -85,6 +85,56 @@ def test_a_test_about_another_platform_is_left_out_and_counted(run_hil: RunHil) 
     )
     assert ran.statuses == {"test_b[edu0]": "passed"}
     assert "4 deselected" in ran.text
+    assert "not for this lab: 4 tests: they are for freebsd-bhyve or illumos-bhyve" in ran.text
+
+
+GPU = """
+[devices.{name}]
+kind = "gpu"
+host = "beta"
+functions = ["0000:0{bus}:00.0"]
+match = {{ id = "{id}" }}
+capabilities = [{has}]
+"""
+VIRTIO = GPU.format(name="gpu0", bus=6, id="1af4:1050", has="")
+BOCHS = GPU.format(name="gpu1", bus=7, id="1234:1111", has='"vram"')
+NVIDIA = GPU.format(name="gpu2", bus=8, id="10de:1b39", has="")
+COMPUTES = one("device='gpu', capability='compute'") + one("").replace("test_a", "test_b")
+
+
+def test_what_no_device_of_the_lab_can_ever_have_is_left_out_and_told(run_hil: RunHil) -> None:
+    ran = run_hil(COMPUTES, lab=LAB + VIRTIO + BOCHS)
+    assert "test_a[none]" not in ran.statuses
+    assert "not for this lab: 1 test: no gpu of it can ever have OpenCL" in ran.text
+
+
+def test_told_too_where_nothing_else_was_asked_for(run_hil: RunHil) -> None:
+    ran = run_hil(COMPUTES, "-k", "test_a", lab=LAB + VIRTIO)
+    assert ran.statuses == {}
+    assert "not for this lab: 1 test: no gpu of it can ever have OpenCL" in ran.text
+
+
+@pytest.mark.parametrize(
+    ("cards", "near"),
+    [
+        (VIRTIO + NVIDIA, "gpu0: no OpenCL; gpu2: no OpenCL"),
+        (NVIDIA, "gpu2: no OpenCL"),
+        # Which card it is, nobody has said.
+        (VIRTIO.replace("match", "# match"), "gpu0: no OpenCL"),
+    ],
+)
+def test_what_a_device_of_the_lab_could_have_and_has_not_is_skipped(
+    run_hil: RunHil, cards: str, near: str
+) -> None:
+    ran = run_hil(COMPUTES, lab=LAB + cards)
+    assert ran.statuses["test_a[none]"] == "skipped"
+    assert ran.reason("test_a[none]") == f"the lab 'rack' has no gpu with OpenCL ({near})"
+    assert "not for this lab" not in ran.text
+
+
+def test_a_lab_without_any_such_device_is_told_so(run_hil: RunHil) -> None:
+    ran = run_hil(COMPUTES)
+    assert ran.reason("test_a[none]") == "the lab 'rack' has no gpu with OpenCL"
 
 
 def test_a_need_is_checked_without_the_argument_too(run_hil: RunHil) -> None:

@@ -23,6 +23,7 @@ def test_b(): pass
 def test_elsewhere(): pass
 """
 HERE = "suites/dma/test_it.py::"
+ELSEWHERE = {"they are for freebsd-bhyve": 1}
 
 
 def ids(plan: Plan | None) -> tuple[set[str], set[str], bool]:
@@ -61,6 +62,7 @@ def test_a_run_of_a_part_of_a_suite_says_so(run_hil: RunHil, argument: str) -> N
     assert Run(run_hil(SUITE, argument).run).plan == Plan(
         tests=Run(run_hil(SUITE).run).plan.tests,  # type: ignore[union-attr]
         narrowed=True,
+        not_for_lab=ELSEWHERE,
     )
 
 
@@ -69,7 +71,33 @@ def test_workers_write_the_same_plan_and_plain_names(run_hil: RunHil) -> None:
     ran = run_hil(SUITE, "-n2", "--dist=loadgroup")
     run = Run(ran.run)
     assert ids(run.plan) == ({"test_a[nic0]", "test_a[nic1]", "test_b"}, set(), False)
-    assert {o.test for o in run.outcomes()} == {p.test for p in run.plan.tests}  # type: ignore[union-attr]
+    assert run.plan is not None
+    assert {o.test for o in run.outcomes()} == {p.test for p in run.plan.tests}
+    assert run.plan.not_for_lab == ELSEWHERE
+    assert ran.text.count("not for this lab: 1 test: they are for freebsd-bhyve") == 1
+
+
+SHARED = """
+pytestmark = pytest.mark.danger(0)
+@pytest.fixture
+def device(request): return request.param
+@pytest.fixture
+def note(request, tmp_path_factory, worker_id):
+    with open(request.config.rootpath / "workers", "a") as file:
+        print(request.node.callspec.params["device"][0], worker_id, file=file)
+@pytest.mark.needs(device="nic")
+@pytest.mark.parametrize("time", range(8))
+def test_a(device, note, time): pass
+"""
+
+
+def test_what_shares_a_device_stays_with_one_worker(run_hil: RunHil) -> None:
+    pytest.importorskip("xdist")
+    ran = run_hil(SHARED, "-n2", "--dist=loadgroup")
+    ran.result.assert_outcomes(passed=16)
+    lines = set((ran.run.parents[1] / "workers").read_text().splitlines())
+    assert len(lines) == 2, lines
+    assert {line.split()[0] for line in lines} == {"nic0", "nic1"}
 
 
 SHARED = """
@@ -100,3 +128,9 @@ def test_a_plan_that_is_none_is_not_read(run_hil: RunHil) -> None:
     for text in ("", "[]", '{"tests": 3}', '{"tests": ["x"], "deselected": [], "narrowed": 0}'):
         (run.directory / "plan.json").write_text(text)
         assert run.plan is None
+    rest = '{"tests": [], "deselected": [], "narrowed": false'
+    for text in (', "not_for_lab": ["x"]}', ', "not_for_lab": {"x": "1"}}'):
+        (run.directory / "plan.json").write_text(rest + text)
+        assert run.plan is None
+    (run.directory / "plan.json").write_text(rest + "}")
+    assert run.plan == Plan(), "as it was written before there were such"
