@@ -15,7 +15,7 @@ from hil.probes.edu import edu_engine
 
 PAGE = 4096
 #: Pages that each engine writes.
-WRITES = 16
+WRITES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,21 @@ def _check_tags(pair: Pair, tags: list[str], leak: bool) -> None:
     if leak:
         first = pair.guests[0]
         first.run(first.os.hold_text(), stdin=tags[1].encode() * 64).check()
-    for guest, own, foreign in zip(pair.guests, tags, reversed(tags), strict=True):
-        deadline = guest.limit(40, "the search of its memory")
-        if not guest.machine.search_physical(own, deadline):
-            raise ProductError(f"the memory of guest {guest.name} does not hold its own tag {own}")
-        places = guest.machine.search_physical(foreign, deadline)
-        if places:
-            raise ProductError(
-                f"guest {guest.name} holds bytes of the other guest",
-                seen=f"tag {foreign} at {', '.join(hex(p) for p in places[:10])}",
-            )
+    with ThreadPoolExecutor(2) as pool:
+        for job in [
+            pool.submit(_check_memory, guest, own, foreign)
+            for guest, own, foreign in zip(pair.guests, tags, reversed(tags), strict=True)
+        ]:
+            job.result()
+
+
+def _check_memory(guest: Guest, own: str, foreign: str) -> None:
+    deadline = guest.limit(40, "the search of its memory")
+    if not guest.machine.search_physical(own, deadline):
+        raise ProductError(f"the memory of guest {guest.name} does not hold its own tag {own}")
+    places = guest.machine.search_physical(foreign, deadline)
+    if places:
+        raise ProductError(
+            f"guest {guest.name} holds bytes of the other guest",
+            seen=f"tag {foreign} at {', '.join(hex(p) for p in places[:10])}",
+        )

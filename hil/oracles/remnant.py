@@ -14,21 +14,20 @@ from hil.probes.device_memory import DeviceMemory, device_memory
 TOLD = 20
 
 
-def leave(guest: Guest, device: BenchDevice) -> int:
-    """Fill the device's memory with a pattern from a guest that has it; the pattern's tag.
+def leave(memory: DeviceMemory, device: BenchDevice) -> int:
+    """Fill the device's memory with a pattern from the guest that has it; the pattern's tag.
 
     Raises:
         LabError: it does not stand there afterwards, so that its absence would prove nothing.
     """
     tag = secrets.randbelow((1 << 24) - 1) + 1
-    with device_memory(guest, device) as memory:
-        memory.mark(tag)
-        held = sum(trace.length for trace in memory.search(tag))
-        if held < memory.length // 2:
-            raise LabError(
-                f"the memory of {device} does not hold what is written to it",
-                seen=f"{held:#x} of {memory.length:#x} bytes",
-            )
+    memory.mark(tag)
+    held = sum(trace.length for trace in memory.search(tag))
+    if held < memory.length // 2:
+        raise LabError(
+            f"the memory of {device} does not hold what is written to it",
+            seen=f"{held:#x} of {memory.length:#x} bytes",
+        )
     return tag
 
 
@@ -50,15 +49,14 @@ def check_nothing_left(memory: DeviceMemory, device: BenchDevice, tag: int) -> N
         )
 
 
-def check_next_guest(device: BenchDevice, guests: GuestPool) -> None:
-    """One guest fills the device's memory and ends; the next finds nothing of it.
+def check_next_guest(first: Guest, device: BenchDevice, guests: GuestPool) -> None:
+    """The guest that has the device fills its memory and ends; the next finds nothing of it.
 
     Raises:
         ProductError: see :func:`check_nothing_left`.
     """
-    first = guests.shared(device)
-    tag = leave(first, device)
+    with device_memory(first, device) as memory:
+        tag = leave(memory, device)
     first.destroy()
-    second = guests.shared(device)
-    with device_memory(second, device) as memory:
+    with device_memory(guests.shared(device), device) as memory:
         check_nothing_left(memory, device, tag)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hil.bench import BenchDevice, GuestPool
+from hil.bench import BenchDevice
 from hil.errors import ProductError
+from hil.guests.guest import Guest
 from hil.oracles import ownership, picture
 from hil.probes.display import Display
 
@@ -14,8 +15,7 @@ pytestmark = pytest.mark.needs(device="gpu", capture=True, guest="linux")
 
 @pytest.mark.catalogue("GP1", bugs=[16])
 @pytest.mark.danger(1)
-def test_the_driver_draws_and_every_pixel_arrives(device: BenchDevice, guests: GuestPool) -> None:
-    guest = guests.shared(device)
+def test_the_driver_draws_and_every_pixel_arrives(device: BenchDevice, guest: Guest) -> None:
     ownership.check_bars(guest, device)
     with Display(guest, device) as display:
         picture.check_draws(display, device)
@@ -25,9 +25,8 @@ def test_the_driver_draws_and_every_pixel_arrives(device: BenchDevice, guests: G
 @pytest.mark.catalogue("GP1")
 @pytest.mark.danger(1)
 def test_control_one_pixel_that_was_drawn_otherwise_is_seen(
-    device: BenchDevice, guests: GuestPool
+    device: BenchDevice, guest: Guest
 ) -> None:
-    guest = guests.shared(device)
     with Display(guest, device) as display:
         with pytest.raises(ProductError, match="does not show what was drawn"):
             picture.check_draws(display, device, spoil=picture.flip_a_pixel)

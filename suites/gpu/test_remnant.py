@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from hil.bench import BenchDevice, GuestPool
+from hil.bench import Bench, BenchDevice
 from hil.errors import ProductError
+from hil.guests.guest import Guest
 from hil.oracles import picture, remnant
 from hil.probes.device_memory import device_memory
 from hil.probes.display import Display
-
-# The controls come first: the guest that they share is ended by the tests.
 
 
 @pytest.mark.catalogue("GP8")
 @pytest.mark.danger(1)
 @pytest.mark.needs(device="gpu", capability="vram", guest="linux")
-def test_control_a_planted_remnant_is_found(device: BenchDevice, guests: GuestPool) -> None:
-    guest = guests.shared(device)
-    tag = remnant.leave(guest, device)
+def test_control_a_planted_remnant_is_found(device: BenchDevice, guest: Guest) -> None:
     with device_memory(guest, device) as memory:
+        tag = remnant.leave(memory, device)
         with pytest.raises(ProductError, match="a data leak"):
             remnant.check_nothing_left(memory, device, tag)
 
@@ -27,8 +25,7 @@ def test_control_a_planted_remnant_is_found(device: BenchDevice, guests: GuestPo
 @pytest.mark.catalogue("GP8")
 @pytest.mark.danger(1)
 @pytest.mark.needs(device="gpu", capture=True, guest="linux")
-def test_control_a_picture_that_stays_is_seen(device: BenchDevice, guests: GuestPool) -> None:
-    guest = guests.shared(device)
+def test_control_a_picture_that_stays_is_seen(device: BenchDevice, guest: Guest) -> None:
     with Display(guest, device) as display:
         drawn = picture.check_draws(display, device)
         with pytest.raises(ProductError, match="still shows"):
@@ -37,21 +34,20 @@ def test_control_a_picture_that_stays_is_seen(device: BenchDevice, guests: Guest
 
 @pytest.mark.catalogue("GP8")
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="gpu", capture=True, guest="linux")
-def test_the_screen_shows_nothing_of_a_guest_that_has_ended(
-    device: BenchDevice, guests: GuestPool
+@pytest.mark.needs(device="gpu", capability="vram", guest="linux")
+def test_the_next_guest_finds_nothing_in_the_cards_memory(
+    device: BenchDevice, last_guest: Guest, lab: Bench
 ) -> None:
-    guest = guests.shared(device)
-    with Display(guest, device) as display:
-        drawn = picture.check_draws(display, device)
-        guest.destroy()
-    picture.check_gone(device, drawn)
+    remnant.check_next_guest(last_guest, device, lab.guests)
 
 
 @pytest.mark.catalogue("GP8")
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="gpu", capability="vram", guest="linux")
-def test_the_next_guest_finds_nothing_in_the_cards_memory(
-    device: BenchDevice, guests: GuestPool
+@pytest.mark.needs(device="gpu", capture=True, guest="linux")
+def test_the_screen_shows_nothing_of_a_guest_that_has_ended(
+    device: BenchDevice, last_guest: Guest
 ) -> None:
-    remnant.check_next_guest(device, guests)
+    with Display(last_guest, device) as display:
+        drawn = picture.check_draws(display, device)
+        last_guest.destroy()
+    picture.check_gone(device, drawn)
