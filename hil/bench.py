@@ -255,6 +255,7 @@ class GuestPool:
         self._guests: list[Guest] = []
         self._shared: dict[tuple[str, ...], Guest] = {}
         self._holders: dict[Guest, tuple[BenchDevice, ...]] = {}
+        self._deaths: list[str] = []
         self.make_free: Callable[[BenchDevice], None] = self.release
         """Makes a device free to be passed; a bench takes its VFs away too."""
 
@@ -391,6 +392,14 @@ class GuestPool:
         if guest.state is not GuestState.DESTROYED:
             guest.destroy()
 
+    def deaths(self) -> tuple[str, ...]:
+        """How guests died that nobody told to, one sentence each; see :meth:`forget_deaths`."""
+        return (*self._deaths, *filter(None, (guest.died() for guest in self.living)))
+
+    def forget_deaths(self) -> None:
+        """Those of guests that were destroyed until now are nobody's concern any more."""
+        self._deaths.clear()
+
     @property
     def living(self) -> tuple[Guest, ...]:
         """Guests not yet destroyed, oldest first."""
@@ -412,6 +421,8 @@ class GuestPool:
             device.used = guest.booted
         if guest in self._guests:
             self._guests.remove(guest)
+        if words := guest.died():
+            self._deaths.append(words)
         for key in [k for k, g in self._shared.items() if g is guest]:
             del self._shared[key]
 
@@ -424,7 +435,9 @@ class GuestPool:
                 pass
             else:
                 return True
+        known = len(self._deaths)
         guest.destroy()
+        del self._deaths[known:]  # it died while nobody used it
         return False
 
     def _name(self, devices: Sequence[BenchDevice]) -> str:

@@ -376,3 +376,34 @@ def test_no_limit_goes_beyond_the_test_s_deadline_but_that_of_a_guest_s_end(lab:
     assert lab.platform.machines[0].at is MachineState.DESTROYED
     lab.bench.bind(None)
     assert lab.host.limit(60, "x").remaining > 0
+
+
+def test_how_guests_died_is_known_until_it_is_forgotten(lab: Lab) -> None:
+    first, second = lab.guests.fresh(lab.nic), lab.guests.fresh(lab.disk)
+    assert lab.guests.deaths() == ()
+    for machine in lab.platform.machines:
+        machine.at = MachineState.CRASHED
+    words = [
+        f"guest {guest.name} crashed by itself, says its hypervisor" for guest in (first, second)
+    ]
+    assert lab.guests.deaths() == tuple(words)
+    lab.guests.close()
+    lab.guests.forget_deaths()
+    assert lab.guests.deaths() == ()
+
+
+def test_a_guest_that_dies_while_it_boots_is_remembered(lab: Lab) -> None:
+    lab.platform.new_stream = lambda: ScriptedStream([b"panic: out of luck\r\n"])
+    with pytest.raises(GuestError, match="failed while it booted"):
+        lab.guests.fresh(lab.nic)
+    assert lab.guests.living == ()
+    (words,) = lab.guests.deaths()
+    assert "reported a panic" in words
+
+
+def test_a_shared_guest_that_died_while_nobody_used_it_is_nobodys_death(lab: Lab) -> None:
+    first = lab.guests.shared(lab.nic)
+    first._enter(GuestState.CRASHED)
+    lab.platform.machines[0].at = MachineState.CRASHED
+    assert lab.guests.shared(lab.nic) is not first
+    assert lab.guests.deaths() == ()

@@ -59,6 +59,14 @@ def run(
         float | None,
         typer.Option(min=0, metavar="SECONDS", help="How long canaries are watched."),
     ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=3,
+            help="Repeat a test so often in which the emulation died, without KVM (default: 1).",
+        ),
+    ] = None,
     labs: Annotated[
         int | None,
         typer.Option(
@@ -89,6 +97,8 @@ def run(
         options.append(f"--hil-cycles={cycles}")
     if watch is not None:
         options.append(f"--hil-watch={watch}")
+    if retries is not None:
+        options.append(f"--hil-retries={retries}")
     paths = [suite(name) for name in suites or []] or [str(suites_folder())]
     several = f", {count} of them side by side" if count > 1 else ""
     say(f"running on the lab {inventory.name}, which is {inventory.kind}{several}")
@@ -119,7 +129,7 @@ def _again(context: typer.Context, name: str, suites: Sequence[str]) -> int:
     run = Run.open(here if "/" in name or (here / "run.json").is_file() else reports / name)
     again = repeat.like(run, given.get("lab"))
     options = [f"--hil-report={reports}", f"--hil-wait={context.params['wait']}"]
-    settings = ("tag", "deadline", "test_deadline", "danger", "cycles", "watch")
+    settings = ("tag", "deadline", "test_deadline", "danger", "cycles", "watch", "retries")
     options += [f"--hil-{o.replace('_', '-')}={given[o]}" for o in settings if o in given]
     if "labs" in given:
         lab = next(w for w in reversed(again.arguments) if w.startswith("--hil-lab="))
@@ -182,6 +192,8 @@ class _Watcher:
         self.directory: Path | None = None
         self.interrupted = False
         self.unwritable = False
+        self.mistake = 0
+        """The exit code of a mistake of the user's, if one ended the run before its tests."""
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         # pytest calls it "interrupted" too when a file of tests cannot be imported.
@@ -192,6 +204,7 @@ class _Watcher:
         if directory := getattr(config.option, "hil_run_directory", None):
             self.directory = Path(directory)
         self.unwritable = bool(getattr(config.option, "hil_unwritable", False))
+        self.mistake = int(getattr(config.option, "hil_mistake", 0))
 
 
 def _pytest(arguments: Sequence[str]) -> int:
@@ -207,7 +220,7 @@ def _pytest(arguments: Sequence[str]) -> int:
         case pytest.ExitCode.OK:
             return 0
         case pytest.ExitCode.USAGE_ERROR:
-            return USAGE
+            return watcher.mistake or USAGE
         case pytest.ExitCode.INTERNAL_ERROR:
             return INTERNAL
         case pytest.ExitCode.NO_TESTS_COLLECTED:

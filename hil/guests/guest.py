@@ -17,6 +17,7 @@ from hil.errors import DeadlineExceeded, GuestError, HilError, LabError
 from hil.guests.os import GuestOS, SeenBar, SeenFunction
 from hil.pci.address import Address
 from hil.platforms.contract import (
+    CountsRestarts,
     GivesEvidence,
     LetInByConsole,
     Machine,
@@ -38,6 +39,15 @@ class GuestState(enum.Enum):
     STOPPED = "stopped"
     CRASHED = "crashed"
     DESTROYED = "destroyed"
+
+
+class Asked(enum.Enum):
+    """What somebody asked for that ends a guest or restarts it."""
+
+    NOTHING = "nothing"
+    RESTART = "restart"
+    PANIC = "panic"
+    END = "end"
 
 
 _NEXT: dict[GuestState, frozenset[GuestState]] = {
@@ -81,6 +91,11 @@ class Guest:
         self.state = GuestState.PREPARED
         self.booted = False
         """Whether it ever was ready."""
+        self._asked = Asked.NOTHING
+        self._restarts = 0
+        """Until it was ready the last time."""
+        self._death = ""
+        """How it had died when it was destroyed."""
         self._console: Console | None = None
         self._ssh: Transport | None = None
         self._on_destroy = on_destroy
@@ -134,6 +149,7 @@ class Guest:
             shell = self.console.shell
             if not shell:
                 self.console.release(deadline)
+            self._asked = Asked.END
             return dataclasses.replace(self.machine.save(path, deadline), shell=shell)
 
     def _come_up(self, deadline: Deadline, template: Template | None = None) -> None:
@@ -177,6 +193,7 @@ class Guest:
             )
         self._enter(GuestState.READY)
         self.booted = True
+        self._asked, self._restarts = Asked.NOTHING, self._count_restarts()
 
     def _blame_hypervisor(self, error: HilError) -> None:
         """Raise why the hypervisor ended, if it did by itself: then it is no fault of the guest."""
@@ -198,10 +215,39 @@ class Guest:
         self._enter(GuestState.BOOTING)
         self._come_up(deadline)
 
+    def died(self) -> str:
+        """How it ended or restarted though nobody asked for that; empty if it did not."""
+        if self.state is GuestState.DESTROYED:
+            return self._death
+        return self._signs_of_death() or self._end_of_hypervisor()
+
+    def _signs_of_death(self) -> str:
+        if self._console is None or self._asked in (Asked.PANIC, Asked.END):
+            return ""
+        if (panic := self.console.log.panic) is not None:
+            return f"the kernel of guest {self.name} reported a {panic.kind}: {panic.line}"
+        if self._count_restarts() > self._restarts + (self._asked is Asked.RESTART):
+            return f"guest {self.name} restarted by itself"
+        return ""
+
+    def _end_of_hypervisor(self) -> str:
+        if self._console is None or self._asked in (Asked.PANIC, Asked.END):
+            return ""
+        with contextlib.suppress(HilError):
+            limit = Deadline(5 * self.pace, f"the state of guest {self.name}")
+            state = self.machine.state(limit)
+            if state in (MachineState.STOPPED, MachineState.CRASHED):
+                return f"guest {self.name} {state.value} by itself, says its hypervisor"
+        return ""
+
+    def _count_restarts(self) -> int:
+        return self.machine.restarts() if isinstance(self.machine, CountsRestarts) else 0
+
     def reboot(self) -> None:
         """Restart by the guest's own command, and wait until it is ready."""
         with events.step(f"reboot guest {self.name}"):
             before = self.boot_id()
+            self._asked = Asked.RESTART
             self.console.send_line(" ".join(self.os.reboot()))
             self.wait_for_reboot()
             if self.boot_id() == before:
@@ -212,11 +258,13 @@ class Guest:
     def triple_fault(self) -> None:
         """End the guest's CPU by a triple fault."""
         command = self.os.triple_fault()
+        self._asked = Asked.RESTART
         with events.step(f"triple-fault guest {self.name}"):
             self.console.send_line(shlex.join(command))
 
     def crash(self) -> None:
         """Make the guest's kernel panic; always ends in the GuestError that tells of it."""
+        self._asked = Asked.PANIC
         with events.step(f"crash guest {self.name}"):
             self.console.send_line(shlex.join(self.os.crash()))
             try:
@@ -227,6 +275,7 @@ class Guest:
     def power_off(self) -> None:
         """Shut down by the guest's own command, and wait for the hypervisor to end."""
         deadline = self.limit(BOOT, "the power-off")
+        self._asked = Asked.END
         with events.step(f"power off guest {self.name}"):
             self.console.send_line(" ".join(self.os.power_off()))
             poll(
@@ -238,6 +287,7 @@ class Guest:
 
     def kill(self) -> None:
         """Kill the hypervisor's process; the guest still has to be destroyed."""
+        self._asked = Asked.END
         with events.step(f"kill guest {self.name}"):
             self.machine.kill(self.limit(CONTROL, "the kill"))
             self._enter(GuestState.CRASHED)
@@ -247,6 +297,9 @@ class Guest:
         if self.state is GuestState.DESTROYED:
             return
         with events.step(f"destroy guest {self.name}"):
+            self._death = self._signs_of_death()
+            if not self._death and self.state in (GuestState.BOOTING, GuestState.CRASHED):
+                self._death = self._end_of_hypervisor()
             self._close_ssh()
             try:
                 # It must go, also when the test has no time left.

@@ -312,6 +312,15 @@ class Canary(Protocol):
     """Host memory, filled with a known pattern, that nothing may change."""
 
     def changes(self, deadline: Deadline) -> tuple[str, ...]:
+@runtime_checkable
+class CountsRestarts(Protocol):
+    """A :class:`Machine` that hears of its guest's restarts."""
+
+    def restarts(self) -> int:
+        """How often the guest has restarted since it was made, for whatever reason."""
+        ...
+
+
         """One line for each changed page; empty if all is intact."""
         ...
 

@@ -95,6 +95,7 @@ class QemuMachine:
         self._monitor: Monitor | None = None
         self._host_key = spec.template.host_key if spec.template else keys.generate()
         self._destroyed = False
+        self._restarts = 0
 
     @property
     def guest_addresses(self) -> dict[Address, Address]:
@@ -260,6 +261,12 @@ class QemuMachine:
     def nmi(self, deadline: Deadline) -> None:
         """Send a non-maskable interrupt to every CPU."""
         self._qmp().execute("inject-nmi", deadline)
+
+    def restarts(self) -> int:
+        """How often the guest has restarted: QEMU's event RESET (qapi/run-state.json)."""
+        if self._monitor is not None:
+            self._restarts += self._monitor.events().count("RESET")
+        return self._restarts
 
     def kill(self, deadline: Deadline) -> None:
         """SIGKILL to QEMU; the kernel takes back what it held."""

@@ -18,18 +18,20 @@ def fragments(run: Run, outcomes: tuple[Outcome, ...]) -> dict[str, str]:
     """By a test's name in every run, its place in the run's ``report.html``: ``#…``.
 
     Allure 3 shows a result at the MD5 (hexadecimal) of its uuid (``@allurereport/core``,
-    ``store/convert.ts``).  Empty for results that are not there or cannot be read.
+    ``store/convert.ts``).  Empty for results that are not there or cannot be read.  Of a test
+    that was repeated it is the last attempt, as in Allure's list of tests.
     """
-    found: dict[tuple[str, str], str] = {}
+    found: dict[tuple[str, str], tuple[int, str]] = {}
     for path in run.results.glob("*-result.json"):
         try:
             result = json.loads(path.read_text("utf-8"))
             place = hashlib.md5(result["uuid"].encode(), usedforsecurity=False).hexdigest()
-            found[result["fullName"], result["name"]] = f"#{place}"
+            name, attempt = (result["fullName"], result["name"]), (result["start"], f"#{place}")
+            found[name] = max(found.get(name, attempt), attempt)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     places = ((o, found.get((_full_name(o.test), o.title))) for o in outcomes)
-    return {key(outcome.test): place for outcome, place in places if place}
+    return {key(outcome.test): place[1] for outcome, place in places if place}
 
 
 def _full_name(test: str) -> str:

@@ -130,7 +130,7 @@ class AllureBridge:
         if outcome.status in (Status.SKIPPED, Status.BLOCKED):
             result.statusDetails = StatusDetails(message=outcome.reason)
         elif self._text:
-            result.statusDetails = StatusDetails(message=outcome.reason, trace=self._text)
+            result.statusDetails = StatusDetails(message=outcome.words, trace=self._text)
         elif details := result.statusDetails:
             details.message = clean(details.message or "")
             details.trace = clean(details.trace or "")
@@ -162,6 +162,9 @@ class AllureBridge:
             # Allure shows no details of what passed: this failed as it was expected to.
             found = result.statusDetails.trace or result.statusDetails.message or ""
             self._attach(result, outcome.reason, found.encode(), "text/plain")
+        if outcome.only_at:
+            # The attempts before have the same historyId: Allure shows them as retries.
+            result.statusDetails = StatusDetails(message=outcome.words, flaky=True)
         self._attach_evidence(result, record)
 
     def _attach_evidence(self, result: TestResult, record: Record) -> None:
@@ -206,6 +209,8 @@ def labels(outcome: Outcome) -> list[tuple[str, str]]:
         found.append(("tag", "blocked"))
     if outcome.status is Status.PASSED and outcome.reason:
         found.append(("tag", "fails as expected"))
+    if outcome.only_at:
+        found.append(("tag", f"passed {outcome.only_at}"))
     return found
 
 

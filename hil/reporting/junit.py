@@ -1,6 +1,7 @@
 """JUnit XML: pytest writes it at the end of a run, and this what pytest cannot.
 
-Secrets are taken out of it, and a run that was killed gets one from its outcomes.
+Secrets are taken out of it, and tests that did not end.  A run that was killed gets one from
+its outcomes.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ from hil.reporting.text import redact
 _NO_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def take_secrets_out(path: Path) -> None:
-    """Redact each text and each attribute of pytest's file, if it is there."""
+def finish(path: Path) -> None:
+    """Redact each text and each attribute of pytest's file, if it is there.
+
+    A test that was interrupted, of which pytest has no more than the time, is taken out.
+    """
     if not path.is_file():
         return
     tree = ET.parse(path)  # noqa: S314 - pytest wrote it just now
+    for suite in tree.iter("testsuite"):
+        for case in [case for case in suite.findall("testcase") if "name" not in case.attrib]:
+            suite.remove(case)
     for element in tree.iter():
         element.text = element.text and redact(element.text)
         for name, value in element.attrib.items():
@@ -75,14 +82,7 @@ def _case(outcome: Outcome) -> ET.Element:
         time=f"{outcome.seconds:.3f}",
     )
     properties = ET.SubElement(case, "properties")
-    for key, value in (
-        ("provenance", outcome.provenance),
-        ("status", outcome.status.value),
-        ("danger", str(outcome.danger)),
-        ("devices", " ".join(outcome.devices)),
-        ("catalogue", " ".join(outcome.catalogue)),
-        ("fault", outcome.fault),
-    ):
+    for key, value in outcome.properties:
         ET.SubElement(properties, "property", name=key, value=_NO_XML.sub("�", value))
     if kind := _KINDS.get(outcome.status):
         ET.SubElement(case, kind, message=_NO_XML.sub("�", outcome.reason))

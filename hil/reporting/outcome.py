@@ -9,6 +9,9 @@ from typing import Any
 
 from hil.reporting.text import plain
 
+#: Of attempts; nothing is tried more often.
+ORDINALS = ("first", "second", "third", "fourth")
+
 
 class Status(enum.StrEnum):
     """The five ways a test ends."""
@@ -48,6 +51,43 @@ class Outcome:
     """Those of its hosts: ``linux-vfio``, ``freebsd-bhyve``."""
     guest: str = ""
     """Name of the image that its lab's guests boot from."""
+    attempt: int = 1
+    """Which attempt this was: where an emulated guest or host died, a test is tried again."""
+    earlier: str = ""
+    """One line: what ended the attempt before this one; empty for the first."""
+    repeated: bool = False
+    """Whether it was tried again after this: the next attempt tells how the test ended."""
+
+    @property
+    def only_at(self) -> str:
+        """``at the second attempt``, for a test that did not pass at the first; else empty."""
+        if self.status is not Status.PASSED or self.attempt < 2:
+            return ""
+        return f"at the {ORDINALS[self.attempt - 1]} attempt"
+
+    @property
+    def words(self) -> str:
+        """One line on how it ended, besides its status: the reason, and of earlier attempts."""
+        if self.attempt < 2:
+            return self.reason
+        if self.only_at:
+            told = f"passed {self.only_at}: {self.earlier}"
+            return f"{self.reason}; {told}" if self.reason else told
+        before = "the same" if self.reason == self.earlier else self.earlier
+        return f"{self.reason} (the attempt before: {before})"
+
+    @property
+    def properties(self) -> tuple[tuple[str, str], ...]:
+        """Its properties in JUnit XML, as (name, value)."""
+        return (
+            ("provenance", self.provenance),
+            ("status", self.status.value),
+            ("danger", str(self.danger)),
+            ("devices", " ".join(self.devices)),
+            ("catalogue", " ".join(self.catalogue)),
+            ("fault", self.fault),
+            *((("attempt", str(self.attempt)), ("note", self.words)) if self.attempt > 1 else ()),
+        )
 
     @property
     def title(self) -> str:
@@ -84,9 +124,14 @@ class Outcome:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (number and abs(value) < 1e12):
                 raise TypeError(f"{key} is not a number")
+        attempt, repeated = values.get("attempt", 1), values.get("repeated", False)
+        if type(attempt) is not int or not 1 <= attempt <= len(ORDINALS):
+            raise ValueError("no such attempt")
+        if not isinstance(repeated, bool):
+            raise TypeError("repeated is neither true nor false")
         outcome = cls(**values)
         texts = (outcome.test, outcome.provenance, outcome.reason, outcome.fault, outcome.area)
-        _texts([*texts, outcome.guest])
+        _texts([*texts, outcome.guest, outcome.earlier])
         return outcome
 
 

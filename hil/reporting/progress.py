@@ -25,6 +25,8 @@ MARKS = {
     Status.SKIPPED: ("-", "yellow"),
     Status.BLOCKED: ("x", "yellow"),
 }
+#: For an attempt at a test that is repeated.
+REPEATED = ("↻", "yellow")
 
 
 class Progress:
@@ -90,16 +92,21 @@ class Progress:
         self._test, self._test_began = title, time.monotonic()
 
     def test_ended(self, outcome: Outcome) -> None:
+        """A test ended, or an attempt at one that is repeated."""
         from rich.text import Text
 
-        self._counts[outcome.status] += 1
-        mark, style = MARKS[outcome.status]
-        number = f"{self._counts.total():>{len(str(self._total))}}/{self._total}"
-        line = Text.assemble((f"{number} ", "dim"))
-        line.append(f"{mark} {outcome.status:<8}", style=style)
+        if outcome.repeated:
+            status, mark, style = "repeated", *REPEATED
+        else:
+            self._counts[outcome.status] += 1
+            status, (mark, style) = outcome.status, MARKS[outcome.status]
+        width = len(str(self._total))
+        number = " " if outcome.repeated else self._counts.total()
+        line = Text.assemble((f"{number:>{width}}/{self._total} ", "dim"))
+        line.append(f"{mark} {status:<8}", style=style)
         line.append(f"{outcome.seconds:7.1f} s  {outcome.area}: {one_line(outcome.title, 120)}")
-        if outcome.reason:
-            line.append(f"  {outcome.reason}", style="dim")
+        if outcome.words:
+            line.append(f"  {outcome.words}", style="dim")
         self._test = ""
         self._print(line)
 

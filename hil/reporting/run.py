@@ -5,7 +5,8 @@
     reports/20261121-120501-emulated/
         run.json          lab, start, versions, and whether the run came to its end
         plan.json         the tests that were to run
-        outcomes.jsonl    one line a test, written when it ended
+        outcomes.jsonl    one line a test, written when it ended; and one for each attempt
+                          at it that was repeated
         allure-results/   Allure's own files
         junit.xml         as pytest writes it, at the end of the run
         summary.json      totals and the reasons of what did not pass
@@ -19,6 +20,7 @@ made of a run that was killed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -169,16 +171,19 @@ class Run:
         Raises:
             OSError: there is no such file, or it cannot be read.
         """
-        outcomes, bad = [], 0
-        text = (self.directory / "outcomes.jsonl").read_bytes().decode("utf-8", "replace")
-        for line in text.split("\n"):
-            if not line.strip():
-                continue
-            try:
-                outcomes.append(Outcome.from_json(line))
-            except (ValueError, TypeError, KeyError, RecursionError):
-                bad += 1
-        return tuple(outcomes), bad
+        attempts, bad = self._attempts()
+        return tuple(outcome for outcome in attempts if not outcome.repeated), bad
+
+    def repeated(self) -> tuple[Outcome, ...]:
+        """The attempts at tests that were repeated, in order."""
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            return tuple(outcome for outcome in self._attempts()[0] if outcome.repeated)
+        return ()
+
+    def _attempts(self) -> tuple[tuple[Outcome, ...], int]:
+        path = self.directory / "outcomes.jsonl"
+        found = path.stat()
+        return _read(path, (found.st_ino, found.st_size, found.st_mtime_ns))
 
     def _point_latest(self) -> None:
         link = self.directory.with_name("latest")
@@ -187,6 +192,23 @@ class Run:
             new = link.with_name(f".latest-{secrets.token_hex(4)}")
             new.symlink_to(self.directory.name)
             new.replace(link)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, stamp: tuple[int, ...]) -> tuple[tuple[Outcome, ...], int]:  # noqa: ARG001
+    """The lines of ``outcomes.jsonl``, and how many cannot be read.
+
+    All that a report is made of asks for them; ``stamp`` tells whether the file is another.
+    """
+    outcomes, bad = [], 0
+    for line in path.read_bytes().decode("utf-8", "replace").split("\n"):
+        if not line.strip():
+            continue
+        try:
+            outcomes.append(Outcome.from_json(line))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            bad += 1
+    return tuple(outcomes), bad
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hil.reporting.outcome import Outcome, Status
+from hil.reporting.outcome import ORDINALS, Outcome, Status
 from hil.reporting.run import Run, write_whole
 from hil.reporting.text import clean, on_paper, redact
 
@@ -44,6 +44,15 @@ class Totals:
         return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
     @property
+    def repeated(self) -> dict[str, list[Outcome]]:
+        """The tests that were repeated, by what ended the attempt before the last."""
+        groups: dict[str, list[Outcome]] = {}
+        for outcome in self.outcomes:
+            if outcome.attempt > 1:
+                groups.setdefault(outcome.earlier, []).append(outcome)
+        return groups
+
+    @property
     def slowest(self) -> tuple[Outcome, ...]:
         ran = [o for o in self.outcomes if o.status not in (Status.SKIPPED, Status.BLOCKED)]
         return tuple(sorted(ran, key=lambda o: -o.seconds)[:SLOWEST])
@@ -63,7 +72,8 @@ def write_summary(run: Run) -> dict[str, Any]:
 
     Its keys: ``run``, ``lab``, ``provenance``, ``complete``, ``not_run`` (ids of tests that did
     not come to an end), ``quarantine`` (device → why), ``counts``, ``catalogue`` (id → worst
-    status), ``devices``, ``tests`` (one object each, as in ``outcomes.jsonl``).
+    status), ``devices``, ``tests`` (one object each, as in ``outcomes.jsonl``), ``repeated``
+    (attempts at tests that were repeated, likewise).
     """
     state = run.state
     totals = Totals.of(run.outcomes())
@@ -88,6 +98,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "catalogue": dict(sorted(catalogue.items())),
         "devices": sorted({name for o in totals.outcomes for name in o.devices}),
         "tests": [asdict(outcome) for outcome in totals.outcomes],
+        "repeated": [asdict(outcome) for outcome in run.repeated()],
     }
     write_whole(run.summary, json.dumps(summary, indent=1, ensure_ascii=False))
     return summary
@@ -106,29 +117,20 @@ def render(
     """The summary as text for a terminal of ``width`` columns."""
     from rich.console import Group
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
     console, target = on_paper(width, colour=colour)
     parts: list[Any] = []
     for status, (title, style) in _TITLES.items():
-        groups = totals.reasons(status)
-        if not groups:
-            continue
-        parts.append(Text(f"{title} ({totals.counts[status]})", style=style))
-        table = Table.grid(padding=(0, 1))
-        table.add_column(justify="right", style="bold")
-        table.add_column(overflow="fold")
-        for reason, outcomes in groups.items():
-            line = Text(reason)
-            if faults := {o.fault for o in outcomes if o.fault}:
-                line.append(f"  [{', '.join(sorted(faults))}]", style="dim")
-            names = [f"{o.area}: {o.title}" for o in outcomes[:NAMES]]
-            if len(outcomes) > NAMES:
-                names.append(f"… and {len(outcomes) - NAMES} more")
-            line.append("\n" + "\n".join(names), style="dim")
-            table.add_row(f"{len(outcomes)}×", line)
-        parts.append(Padding(table, (0, 0, 1, 1)))
+        if groups := totals.reasons(status):
+            parts.append(Text(f"{title} ({totals.counts[status]})", style=style))
+            parts.append(_listed(groups, lambda o: f"{o.area}: {o.title}"))
+    if repeated := totals.repeated:
+        count = sum(map(len, repeated.values()))
+        parts.append(
+            Text(f"repeated ({count}): a guest or host died under software emulation", "yellow")
+        )
+        parts.append(_listed(repeated, lambda o: f"{o.area}: {o.title}: {_in_the_end(o)}"))
     missing = not_run(run) if run is not None else ()
     if missing:
         parts.append(Text(f"did not run to the end ({len(missing)})", style="yellow"))
@@ -144,6 +146,8 @@ def render(
         if totals.counts[status]:
             line.append(", " if line else "")
             line.append(f"{totals.counts[status]} {title}", style=style)
+        if status is Status.PASSED and (late := sum(bool(o.only_at) for o in totals.outcomes)):
+            line.append(f" ({late} not at the first attempt)", style="yellow")
     if run is not None and not run.complete:
         line.append("; " if line else "")
         line.append("incomplete: the run was cut short", style="yellow")
@@ -161,6 +165,34 @@ def render(
     for note in notes:
         console.print(Text(redact(clean(note)), style="yellow"), soft_wrap=True)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
+
+
+def _listed(groups: Mapping[str, Sequence[Outcome]], name: Callable[[Outcome], str]) -> Any:
+    """Reasons, and below each the first of the tests that have it."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", style="bold")
+    table.add_column(overflow="fold")
+    for reason, outcomes in groups.items():
+        line = Text(reason)
+        if faults := {o.fault for o in outcomes if o.fault}:
+            line.append(f"  [{', '.join(sorted(faults))}]", style="dim")
+        names = [name(o) for o in outcomes[:NAMES]]
+        if len(outcomes) > NAMES:
+            names.append(f"… and {len(outcomes) - NAMES} more")
+        line.append("\n" + "\n".join(names), style="dim")
+        table.add_row(f"{len(outcomes)}×", line)
+    return Padding(table, (0, 0, 1, 1))
+
+
+def _in_the_end(outcome: Outcome) -> str:
+    """How a test that was repeated ended: ``passed at the second attempt``."""
+    if outcome.only_at:
+        return f"passed {outcome.only_at}"
+    return f"{outcome.status} at the {ORDINALS[outcome.attempt - 1]} attempt too"
 
 
 _WORTH = {

@@ -291,3 +291,109 @@ def test_work_begins_before_the_block_and_ends_after_it(make: Make) -> None:
     with guest.working(NIC):
         assert not stream._closed
     assert stream._closed
+
+
+# ---- deaths ------------------------------------------------------------------------------
+
+PANIC = b"[   19.534315] Kernel panic - not syncing: Fatal exception\r\n"
+
+
+class Restarting(FakeMachine):
+    """Its hypervisor counts how often the guest began anew."""
+
+    def __init__(self, count: Path) -> None:
+        super().__init__(SPEC, terminal(count), LocalTransport())
+        self.count = count
+        self.more = 0
+
+    def restarts(self) -> int:
+        boots = self.count.read_text().removeprefix("boot ")
+        return int(boots) - 1 + self.more
+
+
+@pytest.fixture
+def restarting(tmp_path: Path) -> Iterator[tuple[Guest, Restarting]]:
+    machine = Restarting(tmp_path / "count")
+    guest = Guest(machine, CountingOS(machine.count)).boot()
+    yield guest, machine
+    guest.destroy()
+    machine.stream.close()
+
+
+def test_a_guest_that_lives_has_not_died(restarting: tuple[Guest, Restarting]) -> None:
+    guest, _ = restarting
+    assert guest.died() == ""
+    guest.reboot()
+    assert guest.died() == ""
+    guest.destroy()
+    assert guest.died() == ""
+
+
+def test_a_guest_that_restarted_by_itself_has_died(restarting: tuple[Guest, Restarting]) -> None:
+    guest, machine = restarting
+    guest.reboot()
+    machine.more += 1
+    assert guest.died() == "guest g1 restarted by itself"
+    guest.destroy()
+    assert guest.died() == "guest g1 restarted by itself", "and it is remembered"
+
+
+def test_a_restart_that_was_asked_for_is_no_death_and_another_is(
+    restarting: tuple[Guest, Restarting],
+) -> None:
+    guest, machine = restarting
+    guest.triple_fault()
+    machine.more += 1
+    assert guest.died() == ""
+    machine.more += 1
+    assert guest.died() == "guest g1 restarted by itself"
+
+
+def test_the_end_of_its_hypervisor_is_a_death_if_nobody_asked_for_it(
+    make: Make, tmp_path: Path
+) -> None:
+    guest = make(terminal(tmp_path / "one")).boot()
+    machine = guest.machine
+    assert isinstance(machine, FakeMachine)
+    machine.at = MachineState.CRASHED
+    assert guest.died() == "guest g1 crashed by itself, says its hypervisor"
+    other = make(terminal(tmp_path / "two")).boot()
+    other.kill()
+    assert other.died() == ""
+    other.destroy()
+    assert other.died() == ""
+
+
+def test_a_panic_is_a_death_if_nobody_asked_for_it(make: Make) -> None:
+    guest = make(ScriptedStream([PANIC]))
+    with pytest.raises(GuestError):
+        guest.boot()
+    words = "the kernel of guest g1 reported a panic: "
+    assert guest.died().startswith(words)
+    guest.destroy()
+    assert guest.died().startswith(words)
+
+
+def test_a_panic_that_was_asked_for_is_no_death(make: Make, tmp_path: Path) -> None:
+    class Crashing(FakeOS):
+        def crash(self) -> list[str]:
+            return ["printf", "%s\\r\\n", PANIC.decode().strip()]
+
+    guest = make(terminal(tmp_path / "count"), None, Crashing()).boot()
+    with pytest.raises(GuestError, match="panic"):
+        guest.crash()
+    assert guest.died() == ""
+    guest.destroy()
+    assert guest.died() == ""
+
+
+def test_a_hypervisor_that_does_not_answer_tells_of_no_death(make: Make, tmp_path: Path) -> None:
+    class Silent(FakeMachine):
+        def state(self, deadline: Deadline) -> MachineState:
+            raise LabError("the monitor is gone")
+
+    machine = Silent(SPEC, terminal(tmp_path / "count"))
+    guest = Guest(machine, FakeOS()).boot()
+    assert guest.died() == ""
+    guest.destroy()
+    machine.stream.close()

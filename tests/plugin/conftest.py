@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,10 @@ class FakeLabs:
     fails_with: HilError | None = None
     dead: set[str] = field(default_factory=set)
     panics: dict[str, str] = field(default_factory=dict)
+    deaths: list[str] = field(default_factory=list)
+    """How guests died."""
+    software: bool = False
+    """Whether an emulated lab has no KVM."""
     settled: int = 0
     closed: int = 0
 
@@ -125,6 +129,12 @@ class FakeBench:
     def settle(self) -> None:
         self.labs.settled += 1
 
+    def deaths(self) -> tuple[str, ...]:
+        return tuple(self.labs.deaths)
+
+    def forget_deaths(self) -> None:
+        self.labs.deaths.clear()
+
     def close(self) -> None:
         self.labs.closed += 1
 
@@ -175,19 +185,27 @@ class Ran:
 RunHil = Callable[..., Ran]
 
 
+def bring_up(pool: Any, variant: str) -> None:
+    """In place of :meth:`hil.fixtures.pool.LabPool._bring_up`."""
+    fake = NOW[-1]
+    fake.asked.append(variant)
+    if fake.fails_with is not None:
+        raise fake.fails_with
+    pool._bench = FakeBench(fake, list(pool._session.lab.hosts))
+    pool._variant = variant
+    pool.software = fake.software and pool._session.lab.kind.value == "emulated"
+
+
+#: What stands in for labs now; for tests that pytest runs in this process.
+NOW = [FakeLabs()]
+
+
 @pytest.fixture
-def labs(monkeypatch: pytest.MonkeyPatch) -> FakeLabs:
-    fake = FakeLabs()
-
-    def bring_up(pool: Any, variant: str) -> None:
-        fake.asked.append(variant)
-        if fake.fails_with is not None:
-            raise fake.fails_with
-        pool._bench = FakeBench(fake, list(pool._session.lab.hosts))
-        pool._variant = variant
-
+def labs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLabs]:
+    NOW.append(FakeLabs())
     monkeypatch.setattr("hil.fixtures.pool.LabPool._bring_up", bring_up)
-    return fake
+    yield NOW[-1]
+    NOW.pop()
 
 
 @pytest.fixture
