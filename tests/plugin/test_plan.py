@@ -100,29 +100,6 @@ def test_what_shares_a_device_stays_with_one_worker(run_hil: RunHil) -> None:
     assert {line.split()[0] for line in lines} == {"nic0", "nic1"}
 
 
-SHARED = """
-pytestmark = pytest.mark.danger(0)
-@pytest.fixture
-def device(request): return request.param
-@pytest.fixture
-def note(request, tmp_path_factory, worker_id):
-    with open(request.config.rootpath / "workers", "a") as file:
-        print(request.node.callspec.params["device"][0], worker_id, file=file)
-@pytest.mark.needs(device="nic")
-@pytest.mark.parametrize("time", range(8))
-def test_a(device, note, time): pass
-"""
-
-
-def test_what_shares_a_device_stays_with_one_worker(run_hil: RunHil) -> None:
-    pytest.importorskip("xdist")
-    ran = run_hil(SHARED, "-n2", "--dist=loadgroup")
-    ran.result.assert_outcomes(passed=16)
-    lines = set((ran.run.parents[1] / "workers").read_text().splitlines())
-    assert len(lines) == 2, lines
-    assert {line.split()[0] for line in lines} == {"nic0", "nic1"}
-
-
 def test_a_plan_that_is_none_is_not_read(run_hil: RunHil) -> None:
     run = Run(run_hil(SUITE).run)
     for text in ("", "[]", '{"tests": 3}', '{"tests": ["x"], "deselected": [], "narrowed": 0}'):
