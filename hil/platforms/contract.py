@@ -308,10 +308,6 @@ class TellsItsEnd(Protocol):
         ...
 
 
-class Canary(Protocol):
-    """Host memory, filled with a known pattern, that nothing may change."""
-
-    def changes(self, deadline: Deadline) -> tuple[str, ...]:
 @runtime_checkable
 class CountsRestarts(Protocol):
     """A :class:`Machine` that hears of its guest's restarts."""
@@ -321,6 +317,10 @@ class CountsRestarts(Protocol):
         ...
 
 
+class Canary(Protocol):
+    """Host memory, filled with a known pattern, that nothing may change."""
+
+    def changes(self, deadline: Deadline) -> tuple[str, ...]:
         """One line for each changed page; empty if all is intact."""
         ...
 
