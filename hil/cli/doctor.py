@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @command
 def doctor(lab: LabOption = "emulated", as_json: JsonOption = False) -> int:
     """Tell what this machine and a lab's hosts lack, and how to mend it. Changes nothing."""
-    from hil.doctor.machine import controller
+    from hil.doctor.machine import capture, controller
     from hil.lab.load import load
     from hil.lab.models import LabKind
     from hil.transport.local import LocalTransport
@@ -30,7 +30,7 @@ def doctor(lab: LabOption = "emulated", as_json: JsonOption = False) -> int:
     inventory = load(lab)
     deadline = Deadline(ASK, "the checks of this machine")
     emulated = inventory.kind is LabKind.EMULATED
-    checks = controller(LocalTransport(), deadline, emulated=emulated)
+    checks = controller(LocalTransport(), deadline, emulated=emulated) + capture(inventory)
     if inventory.kind is LabKind.SIMULATED:
         checks += _examine_simulated(inventory, deadline)
     elif not emulated:

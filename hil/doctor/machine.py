@@ -12,6 +12,7 @@ from pathlib import Path
 from hil.deadline import Deadline
 from hil.doctor.check import Check, State
 from hil.errors import HilError
+from hil.lab.models import Device, Lab
 from hil.transport.base import Transport
 
 HERE = "this machine"
@@ -45,6 +46,19 @@ def controller(tool: Transport, deadline: Deadline, *, emulated: bool) -> list[C
         ]
     checks.append(_allure(tool, deadline))
     return checks
+
+
+def capture(lab: Lab) -> list[Check]:
+    """What this machine needs to see the displays whose cables end in it."""
+    seen = [name for name, device in lab.devices.items() if _by_v4l2(device)]
+    if not seen:
+        return []
+    purpose = f"captures what {', '.join(seen)} shows"
+    return [_command("v4l2-ctl", purpose, "apt-get install v4l-utils")]
+
+
+def _by_v4l2(device: Device) -> bool:
+    return device.capture is not None and device.capture.by == "v4l2"
 
 
 def _python() -> Check:

@@ -10,6 +10,7 @@ from hil.doctor import machine
 from hil.doctor.check import Check, State
 from hil.doctor.linux import judge_linux, linux_host, parse_survey
 from hil.errors import LabError
+from hil.lab.load import load, parse
 from hil.transport.base import Result
 from hil.transport.local import LocalTransport
 
@@ -181,6 +182,42 @@ def test_kvm_that_opens_proves_nothing(tmp_path: Path) -> None:
     (tmp_path / "kvm").touch()
     assert machine._kvm(tmp_path / "kvm").state is State.UNKNOWN
     assert not machine._kvm(tmp_path / "none").bad
+
+
+DISPLAYS = """
+[lab]
+name = "bench"
+kind = "physical"
+[hosts.alpha]
+platform = "linux-vfio"
+address = "192.0.2.1"
+[devices.gpu0]
+kind = "gpu"
+host = "alpha"
+functions = ["0000:03:00.0"]
+[devices.gpu1]
+kind = "gpu"
+host = "alpha"
+functions = ["0000:04:00.0"]
+capture = { by = "v4l2", device = "/dev/video0" }
+"""
+
+
+def test_a_capture_device_needs_its_tool(path: Path) -> None:
+    lab = parse(DISPLAYS, Path("bench.toml"))
+    (row,) = machine.capture(lab)
+    assert (row.state, row.needed) == (State.MISSING, True)
+    assert row.evidence == "no v4l2-ctl on PATH; it captures what gpu1 shows"
+    assert row.remedy == "apt-get install v4l-utils"
+    put(path, "v4l2-ctl", "exit 0")
+    (row,) = machine.capture(lab)
+    assert (row.state, row.evidence) == (State.FOUND, str(path / "v4l2-ctl"))
+
+
+def test_where_nothing_is_captured_by_it_the_tool_is_not_asked_for(path: Path) -> None:
+    blind = DISPLAYS.replace("capture =", "# capture =")
+    assert machine.capture(parse(blind, Path("bench.toml"))) == []
+    assert machine.capture(load("emulated")) == [], "its screens are QEMU's to show"
 
 
 def test_nothing_is_changed(path: Path) -> None:
