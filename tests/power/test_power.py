@@ -261,7 +261,7 @@ def test_a_model_that_labgrid_does_not_have_is_the_inventory_s(outlet: ModuleTyp
 
 
 def test_labgrid_s_own_drivers_have_these_two_functions() -> None:
-    pytest.importorskip("labgrid")
+    pytest.importorskip("labgrid", reason="labgrid is not installed: docs/dependencies.md says why")
     power = OutletPower("alpha", "simplerest", "http://127.0.0.1:1/{index}/{value}", "3")
     with pytest.raises(LabError, match="power of alpha refused"):
         power.off(soon(60))
