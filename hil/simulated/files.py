@@ -18,6 +18,8 @@ from hil.simulated.errno import Errno, SimError
 from hil.simulated.process import OpenFile, Process, Stream
 
 _PAGE = 65536
+#: Symbolic links that a path may lead through.
+_MOST_LINKS = 16
 
 
 @dataclass
@@ -144,27 +146,31 @@ class Files:
         self.add_device("/dev/null", lambda _process, _mode: Null(), 0o666)
         self.add_device("/dev/zero", lambda _process, _mode: Zero(), 0o666)
 
-    def find(self, path: str, *, follow: bool = True, depth: int = 0) -> Node:
-        """The node at ``path``."""
-        if depth > 16:
-            raise SimError(Errno.EINVAL, path)
+    def find(self, path: str, *, follow: bool = True) -> Node:
+        """The node at ``path``; ``..`` is the directory that a node is really in."""
         node: Node = self.root
-        words = [word for word in path.split("/") if word and word != "."]
-        stack: list[Node] = []
-        for index, word in enumerate(words):
+        words = _words(path)
+        above: list[Node] = []
+        links = 0
+        while words:
+            word = words.pop(0)
             if not isinstance(node, Directory):
                 raise SimError(Errno.ENOTDIR, path)
             if word == "..":
-                node = stack.pop() if stack else self.root
+                node = above.pop() if above else self.root
                 continue
             below = node.entries().get(word) or node.clone(word)
             if below is None:
                 raise SimError(Errno.ENOENT, path)
-            if isinstance(below, Link) and (follow or index < len(words) - 1):
-                at = "/" + "/".join(words[:index])
-                target = below.target if below.target.startswith("/") else f"{at}/{below.target}"
-                below = self.find(target, depth=depth + 1)
-            stack.append(node)
+            if isinstance(below, Link) and (follow or words):
+                links += 1
+                if links > _MOST_LINKS:
+                    raise SimError(Errno.EINVAL, path)
+                if below.target.startswith("/"):
+                    node, above = self.root, []
+                words = _words(below.target) + words
+                continue
+            above.append(node)
             node = below
         return node
 
@@ -269,6 +275,10 @@ class Files:
         except SimError:
             return
         yield from sorted(name for name in names if accept(name))
+
+
+def _words(path: str) -> list[str]:
+    return [word for word in path.split("/") if word not in ("", ".")]
 
 
 class RegularStream:
