@@ -554,7 +554,7 @@ class FreebsdBhyve(Platform):
             for interface in self.function(address, deadline).interfaces:
                 self._run("ifconfig", interface, "up", deadline=deadline)
             schema = self._try("iovctl", "-S", "-d", name, deadline=deadline).stdout
-            self._run("mkdir", "-p", "-m", "700", self._directory, deadline=deadline)
+            self._run("mkdir", "-p", "-m", "711", self._directory, deadline=deadline)
             text = _iov_configuration(name, address, count, macs="mac-addr" in schema)
             self.transport.put(text.encode(), path, deadline=deadline)
             self._made_vfs[address], result = self.journal.change(

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from hil import events
 from hil.console.log import ConsoleLog
+from hil.console.text import clean
 from hil.deadline import Deadline, poll
 from hil.errors import (
     REFUSALS,
@@ -61,6 +62,12 @@ SEARCH_LIMIT = 1000
 PIECES, STRETCH_PIECES, STRETCH = 2000, 100, 16 << 20
 #: Bytes at the end of a guest's memory that its kernel does not use.
 KEPT_FOR_DMA = 16 << 20
+
+_GRUB_ERROR = re.compile(r"^error: (.*?)\.?$", re.MULTILINE)
+_GRUB_HINT = (
+    "kernel and initrd of the image are files on the host that everybody may read, and so are "
+    "their folders: grub-bhyve gives up root before it opens them"
+)
 
 _numbers = itertools.count(secrets.randbelow(16000))
 
@@ -286,7 +293,9 @@ class BhyveMachine:
         """What the keeper makes, in this order."""
         image = self.image
         remove = ("sh", "-c", 'rm -rf "$1" || exit; rmdir "${1%/*}" 2>/dev/null; true', "hil")
-        steps = [Step(("mkdir", "-p", "-m", "700", self.files), (*remove, self.files))]
+        # GRUB gives up root before it reads its configuration.
+        mode = "711" if image.loader is Loader.GRUB else "700"
+        steps = [Step(("mkdir", "-p", "-m", mode, self.files), (*remove, self.files))]
         if image.snapshot:
             steps.append(
                 Step(("zfs", "clone", image.snapshot, self._clone), ("zfs", "destroy", self._clone))
@@ -295,7 +304,8 @@ class BhyveMachine:
             steps.append(Step(("cp", image.root, self.disk)))
         if image.loader is Loader.GRUB:
             steps.append(self._written("device.map", [f"(hd0) {self.disk}"]))
-            steps.append(self._written("grub.in", self._grub_lines()))
+            if image.kernel:
+                steps.append(self._written("grub.cfg", self._grub_lines()))
         # The address is the bridge's: a tap loses its own whenever bhyve closes it.
         steps += [
             Step(("ifconfig", self._tap, "create"), ("ifconfig", self._tap, "destroy")),
@@ -313,15 +323,16 @@ class BhyveMachine:
         return Step(("sh", "-c", script, "hil", path, *lines))
 
     def _grub_lines(self) -> list[str]:
-        """What is typed at grub-bhyve's prompt; ``(host)`` is the host's file system."""
+        """What GRUB runs; ``(host)`` is the host's file system.
+
+        A command that fails does not end it: it would wait for keys that nobody presses.
+        """
         image = self.image
-        if not image.kernel:
-            return []
         words = " ".join(["console=ttyS0", *image.arguments, *self.spec.arguments])
         lines = [f"linux (host){image.kernel} {words}"]
         if image.initrd:
             lines.append(f"initrd (host){image.initrd}")
-        return [*lines, "boot"]
+        return [*lines, "boot", "exit"]
 
     @property
     def _memory(self) -> str:
@@ -342,11 +353,12 @@ class BhyveMachine:
             for word in (*kept, *self.image.arguments, *self.spec.arguments):
                 command += ["-e", word]
             return [*command, "-d", self.disk, self.vm]
-        root = "host" if self.image.kernel else self.image.grub_root
-        command = ["grub-bhyve", *wired, "-m", f"{self.files}/device.map"]
-        command += ["-M", str(self.spec.memory >> 20), "-c", self.console_device, "-r", root]
-        script = 'exec "$@" <"$0"'
-        return ["sh", "-c", script, f"{self.files}/grub.in", *command, self.vm]
+        # Without -c what it says of an error is told with bhyve's words; ncurses needs a TERM.
+        command = ["env", "TERM=vt100", "grub-bhyve", *wired, "-m", f"{self.files}/device.map"]
+        command += ["-M", str(self.spec.memory >> 20)]
+        command += ["-r", "host", "-d", self.files] if self.image.kernel else []
+        command += ["-r", self.image.grub_root] if not self.image.kernel else []
+        return [*command, self.vm]
 
     def command(self, *, waiting: bool = False) -> list[str]:
         """The command line; ``waiting``: hold the guest before its first instruction."""
@@ -445,12 +457,17 @@ class BhyveMachine:
 
     def _wait_until(self, come: Callable[[], bool], what: str, deadline: Deadline) -> None:
         poll(
-            lambda: come() or self._over or self._ended() is not None,
+            lambda: come() or self._over or self._ended() is not None or self._at_prompt,
             deadline.within(120, f"{what} of guest {self.spec.name}"),
             last_seen=self.failure,
         )
         if not come():
             raise self._refused()
+
+    @property
+    def _at_prompt(self) -> bool:
+        """Whether GRUB waits for commands: nobody types any."""
+        return self.image.loader is Loader.GRUB and "grub> " in self._words()
 
     def _end_console(self) -> None:
         """Where bhyve has failed, nothing more comes: whoever reads the console learns it now."""
@@ -482,6 +499,17 @@ class BhyveMachine:
     def _refused(self) -> HilError:
         seen = self.failure()
         ended = self._ended()
+        if ended is None and self._at_prompt:
+            where = self.image.grub_root or "its configuration"
+            return InventoryError(
+                f"GRUB found nothing to boot for guest {self.spec.name} on {where}, and waits at "
+                "its prompt",
+                host=self.host,
+                seen=seen,
+                command=self.loader_command(),
+                hint="is grub_root the partition that has /boot/grub/grub.cfg? Or name kernel "
+                "and initrd of the image",
+            )
         program, status = ended or ("its preparation", 0)
         refusal = self.explain(program, status, seen)
         if ended is None:
@@ -490,6 +518,15 @@ class BhyveMachine:
                 host=self.host,
                 seen=seen,
                 hint=refusal.hint,
+            )
+        if self.image.loader is Loader.GRUB and (wrong := _GRUB_ERROR.search(seen)):
+            # It ends with status 0 all the same, and bhyve then finds nothing to run.
+            return InventoryError(
+                f"GRUB loaded nothing for guest {self.spec.name}: {wrong[1]}",
+                host=self.host,
+                seen=seen,
+                command=self.loader_command(),
+                hint=_GRUB_HINT,
             )
         command = self.command(waiting=True) if program == "bhyve" else self.loader_command()
         return REFUSALS[refusal.fault](
@@ -531,7 +568,6 @@ class BhyveMachine:
         stopped = (Ending.POWEROFF, Ending.HALT)
         return MachineState.STOPPED if how in stopped else MachineState.CRASHED
 
-    @property
     def restarts(self) -> int:
         """How often the guest restarted by itself or by :meth:`reset`."""
         return len(re.findall(r"^hil: status 0\r?$", self._words(), re.MULTILINE))
@@ -599,6 +635,8 @@ class BhyveMachine:
     def failure(self) -> str:
         """What bhyve and its loader wrote, without the keeper's own lines."""
         lines = [line for line in self._words().splitlines() if not line.startswith("hil: ")]
+        if self.image.loader is Loader.GRUB:  # which draws on a screen
+            lines = [clean(line.encode()) for line in lines]
         return "\n".join(line for line in lines if line.strip())[-4000:]
 
     def evidence(self, deadline: Deadline) -> Mapping[str, str]:

@@ -393,7 +393,7 @@ def test_vfs_are_made_from_a_written_configuration(schema: str, macs: int) -> No
     path = f"{folder}/iov-igb0.conf"
     host.texts |= {
         "iovctl -S -d igb0": schema,
-        f"mkdir -p -m 700 {folder}": "",
+        f"mkdir -p -m 711 {folder}": "",
         f"iovctl -C -f {path}": "",
         f"rm -f {path}": "",
     }
@@ -414,7 +414,7 @@ def test_vfs_that_are_not_made_are_taken_back() -> None:
     path = f"{folder}/iov-igb0.conf"
     host.texts |= {
         "iovctl -S -d igb0": "",
-        f"mkdir -p -m 700 {folder}": "",
+        f"mkdir -p -m 711 {folder}": "",
         f"rm -f {path}": "",
     }
     host.answers[f"iovctl -C -f {path}"] = (1, "", "iovctl: Failed to configure SR-IOV: No space\n")

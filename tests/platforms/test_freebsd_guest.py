@@ -237,7 +237,7 @@ def test_a_restart_destroys_loads_and_starts_without_waiting(
     machine.create(soon())
     machine.start(soon())
     tools.ends(0)
-    poll(lambda: machine.restarts == 1, soon())
+    poll(lambda: machine.restarts() == 1, soon())
     poll(lambda: len([x for x in tools.log if x.startswith("bhyve ")]) == 2, soon())
     assert machine.state(soon()) is MachineState.RUNNING
     words = [line.split()[0] for line in tools.log if line.startswith("bhyve")]
@@ -437,21 +437,27 @@ def test_grub_takes_a_kernel_of_the_host_or_the_guest_s_own_menu() -> None:
     )
     machine = made(FakeTransport(), image=kernel)
     files = "/var/run/hil/hil-nic0-1-0012"
-    assert machine.loader_command()[3:] == [
-        f"{files}/grub.in", "grub-bhyve", "-S", "-m", f"{files}/device.map", "-M", "512",
-        "-c", "/dev/nmdmhil-nic0-1-0012A", "-r", "host", "hil-nic0-1-0012",
+    assert machine.loader_command() == [
+        "env", "TERM=vt100", "grub-bhyve", "-S", "-m", f"{files}/device.map", "-M", "512",
+        "-r", "host", "-d", files, "hil-nic0-1-0012",
     ]  # fmt: skip
     written = {step.do[4]: step.do[5:] for step in machine.steps() if step.do[0] == "sh"}
-    assert written[f"{files}/grub.in"] == (
+    assert written[f"{files}/grub.cfg"] == (
         "linux (host)/vm/kernel console=ttyS0 root=/dev/vda",
         "initrd (host)/vm/initrd",
         "boot",
+        "exit",
     )
+    # It has given up root when it reads that.
+    assert machine.steps()[0].do[:4] == ("mkdir", "-p", "-m", "711")
     assert written[f"{files}/device.map"] == (f"(hd0) {files}/disk",)
     assert "-w" in machine.command()
     menu = GuestImage("l", "linux", "/vm/l", loader=Loader.GRUB, grub_root="hd0,msdos1")
-    command = made(FakeTransport(), image=menu).loader_command()
+    machine = made(FakeTransport(), image=menu)
+    command = machine.loader_command()
     assert command[command.index("-r") + 1] == "hd0,msdos1"
+    assert "-d" not in command
+    assert not any("grub.cfg" in str(step) for step in machine.steps())
 
 
 def test_a_zvol_is_cloned_beside_itself_and_destroyed() -> None:
