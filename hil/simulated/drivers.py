@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from hil.simulated import nic, nvme
@@ -63,25 +64,49 @@ def enable_device(port: Port) -> None:
     port.config_write(COMMAND, 2, command | MEMORY_DECODE | BUS_MASTER)
 
 
+@dataclass(frozen=True, slots=True)
+class NicVectors:
+    """Which MSI-X vectors a NIC's driver has, and for what."""
+
+    names: tuple[str, ...]
+    receive: int
+    """Vector of the receive queue."""
+    other: int
+    """Vector of the link and the like."""
+    send: int | None = None
+    """Vector of the send queue; ``None``: it interrupts nobody (82576) or the receiver (82574)."""
+
+    @classmethod
+    def of_freebsd(cls, queues: int) -> NicVectors:
+        """As em(4) and igb(4) have them: a vector for each of ``queues``, then one more."""
+        return cls((*(f"rxq{number}" for number in range(queues)), "aq"), 0, queues)
+
+
 class NicDriver:
-    """em, igb and igbvf: one ring each way, polled by interrupts.
+    """Of the 82574, the 82576 and its VFs: one ring each way, polled by interrupts.
 
     Args:
         port: the card.
         memory: where the rings are.
         kind: ``e1000e``, ``igb`` or ``igbvf``.
-        queues: receive queues to have vectors for, one a processor; the first is used.
+        vectors: what its vectors are for.
     """
 
     RING = 64
     BUFFER = 2048
     _SIZE = 16 * RING + RING * BUFFER
 
-    def __init__(self, port: Port, memory: DmaMemory, kind: str, queues: int = 1) -> None:
+    def __init__(
+        self,
+        port: Port,
+        memory: DmaMemory,
+        kind: str,
+        vectors: NicVectors = NicVectors.of_freebsd(1),  # noqa: B008 - it is frozen
+    ) -> None:
         self._port = port
         self._memory = memory
         self._kind = kind
-        self._queues = min(queues, 2)
+        self._layout = vectors
         self.on_frame: Callable[[bytes], None] = lambda _frame: None
         self.received = self.sent = 0
         self._receive_ring = self._send_ring = 0
@@ -94,9 +119,13 @@ class NicDriver:
     def attach(self) -> None:
         """Reset the card, read its address, get vectors.  It moves no frames yet."""
         enable_device(self._port)
-        names = [*(f"rxq{number}" for number in range(self._queues)), "aq"]
-        handlers = [(name, self._receive if name == "rxq0" else _nothing) for name in names]
-        self._vectors = self._port.enable_interrupts(handlers)
+        receive = self._layout.receive
+        self._vectors = self._port.enable_interrupts(
+            [
+                (name, self._receive if number == receive else _nothing)
+                for number, name in enumerate(self._layout.names)
+            ]
+        )
         self._store(nic.CTRL, nic.RESET)
         places = (nic.RAL0, nic.RAH0)
         if self._kind == "igbvf":
@@ -144,14 +173,15 @@ class NicDriver:
             self._memory.write(self._receive_ring + 16 * index, struct.pack("<QQ", buffer, 0))
 
     def _route_interrupts(self) -> None:
-        other = self._queues
+        receive, other, send = self._layout.receive, self._layout.other, self._layout.send
         if self._kind == "e1000e":
-            # RXQ0 and TXQ0 share the first vector
-            self._store(nic.E1000E_IVAR, 0x8 | 0x8 << 8 | (0x8 | other) << 16)
+            routes = 0x8 | receive | (0x8 | (receive if send is None else send)) << 8
+            self._store(nic.E1000E_IVAR, routes | (0x8 | other) << 16)
             causes = nic.CAUSE_RXQ0 | nic.CAUSE_OTHER | nic.CAUSE_LINK
+            causes |= 0 if send is None else nic.CAUSE_TXQ0
             self._store(nic.IMS, causes if self._vectors > 1 else nic.CAUSE_RX | nic.CAUSE_LINK)
         else:
-            self._store(nic.IVAR0, 0x80)
+            self._store(nic.IVAR0, 0x80 | receive | (0 if send is None else (0x80 | send) << 8))
             self._store(nic.IVAR_MISC, (0x80 | other) << 8)
             # every vector stays open: a message can be asked for by EICS
             self._store(nic.EIMS, 0x1FFFFFF)
@@ -217,17 +247,19 @@ class NvmeDriver:
     Args:
         port: the controller.
         memory: where the queues are.
-        queues: I/O queues to have vectors for, one a processor; the first is used.
+        vectors: names of its vectors: the admin queue's, the I/O queue's, and more.
     """
 
     ENTRIES = 16
     #: Most bytes that one command moves.
     CHUNK = 128 * 1024
 
-    def __init__(self, port: Port, memory: DmaMemory, queues: int = 1) -> None:
+    def __init__(
+        self, port: Port, memory: DmaMemory, vectors: Sequence[str] = ("admin", "io0")
+    ) -> None:
         self._port = port
         self._memory = memory
-        self._vectors = ["admin", *(f"io{number}" for number in range(queues))]
+        self._vectors = vectors
         self.blocks = 0
         self.model = self.serial = ""
         self._area = 0

@@ -1,4 +1,4 @@
-"""A FreeBSD guest of the simulated bhyve: its life from the kernel's first line to its end.
+"""A guest of the simulated bhyve: its life from the kernel's first line to its end; FreeBSD's.
 
 bhyve's own process calls :meth:`Guest.run`, which boots, and returns when the guest has
 ended.  Everything else happens beside it: the console's log-in and shell, commands by SSH,
@@ -11,18 +11,19 @@ import contextlib
 import enum
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from hil.simulated import guest_text as text
 from hil.simulated.console import Tty
 from hil.simulated.files import Device
 from hil.simulated.guest_commands import guest_commands
 from hil.simulated.guest_image import GuestImage
-from hil.simulated.guest_kernel import GuestKernel
+from hil.simulated.guest_kernel import FreebsdKernel, GuestKernel
 from hil.simulated.guest_network import GuestNetworks, Tap
 from hil.simulated.guest_system import GuestSystem
-from hil.simulated.process import Killed, OpenFile, Process
+from hil.simulated.process import Command, Killed, OpenFile, Process, System
 from hil.simulated.shell import PATH, Shell
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ class Ending(enum.IntEnum):
 
     REBOOT = 0
     POWEROFF = 1
+    HALT = 2
+    TRIPLE_FAULT = 3
 
 
-class Guest:
+class Guest(ABC):
     """A guest with its memory set up and its devices assigned.
 
     Args:
@@ -52,6 +55,9 @@ class Guest:
         send: transmits on its first serial port; may wait for whoever reads there.
         networks: where its SSH server can be found from the host.
     """
+
+    #: Its serial port, in /dev.
+    serial: ClassVar[str]
 
     def __init__(
         self,
@@ -74,17 +80,26 @@ class Guest:
         self._networks = networks
         self._changed = threading.Condition()
         self._stopped = False
-        self._halted = False
-        self._debugger = False
         self._started = time.monotonic()
-        self.kernel = GuestKernel(
-            vm, passthru, slots, taps, image=image, cpus=cpus, say=self._kernel_says
-        )
+        self.kernel = self._make_kernel(vm, passthru, slots, taps, cpus)
         self.tty = Tty(transmit=self._transmit)
-        self.system = GuestSystem(image, self.kernel)
-        for path in ("/dev/console", "/dev/ttyu0"):
+        self.system = self._make_system()
+        for path in ("/dev/console", f"/dev/{self.serial}"):
             self.system.files.add(path, Device(lambda _process, _mode: self.tty))
-        self.system.commands |= guest_commands(self)
+
+    @abstractmethod
+    def _make_kernel(
+        self,
+        vm: Vm,
+        passthru: Mapping[tuple[int, int], Passthru],
+        slots: Mapping[tuple[int, int], str],
+        taps: Sequence[Tap],
+        cpus: int,
+    ) -> GuestKernel: ...
+
+    @abstractmethod
+    def _make_system(self) -> System:
+        """Its userland, over its kernel."""
 
     # ---- bhyve's side ---------------------------------------------------------------
 
@@ -116,19 +131,15 @@ class Guest:
 
     def receive(self, data: bytes) -> None:
         """Bytes arrive at its first serial port."""
-        if self._stopped:
-            return
-        if self._halted:
-            self._end(Ending.REBOOT)
-        elif self._debugger:
-            self._debug(data)
-        else:
-            self.tty.received(data)
+        if not self._stopped:
+            self._received(data)
 
+    def _received(self, data: bytes) -> None:
+        self.tty.received(data)
+
+    @abstractmethod
     def power_button(self) -> None:
         """ACPI's power button: what SIGTERM makes bhyve press."""
-        if not (self._debugger or self._halted):
-            self.go_down("poweroff")
 
     def reset(self) -> None:
         """``bhyvectl --force-reset``."""
@@ -138,10 +149,9 @@ class Guest:
         """``bhyvectl --force-poweroff``."""
         self._end(Ending.POWEROFF)
 
+    @abstractmethod
     def nmi(self) -> None:
-        """``bhyvectl --inject-nmi``: machdep.kdb_on_nmi is 1 by default."""
-        if not self._debugger:
-            self._enter_debugger(text.NMI)
+        """``bhyvectl --inject-nmi``."""
 
     def _end(self, ending: Ending) -> None:
         with self._changed:
@@ -165,21 +175,99 @@ class Guest:
 
     # ---- boot -----------------------------------------------------------------------
 
+    @abstractmethod
+    def _boot(self) -> None:
+        """From the kernel's first line to the log-in prompt, which goes on beside."""
+
+    def _begin_getty(self, arguments: Sequence[str], body: Command, path: str, tty: str) -> None:
+        """Have somebody ask for log-ins at the serial port."""
+        terminal = OpenFile(self.tty, f"/dev/{self.serial}")
+        process = self.system.process(
+            list(arguments),
+            environment={"TERM": "xterm", "HOME": "/root", "USER": "root", "PATH": path},
+            directory="/root",
+            files=dict.fromkeys(range(3), terminal),
+            tty=tty,
+        )
+        process.run_beside(process, body)
+
+    def listen(self, port: int, server: SshServer) -> Process:
+        """Its sshd(8) listens on ``port``, in a process that stays, which is returned."""
+        self._networks.add(self, port, server)
+        daemon = self.system.process(["sshd"], environment={}, directory="/", files={})
+        daemon.listening.append(("*", port))
+        return daemon
+
+    # ---- the end --------------------------------------------------------------------
+
+    def _beside(self, act: Callable[[], None]) -> None:
+        """Shut down beside whoever asked for it."""
+
+        def run() -> None:
+            with contextlib.suppress(Killed):  # bhyve's process has ended meanwhile
+                act()
+
+        threading.Thread(target=run, name=f"shutdown-{self.name}", daemon=True).start()
+
+    def _stand(self) -> None:
+        """Its kernel runs nothing more: it has panicked, or stands at its debugger."""
+        self._networks.remove(self)
+        self.kernel.stop()
+        self.system.kill_all()
+
+
+class FreebsdGuest(Guest):
+    """A guest that runs FreeBSD."""
+
+    serial = "ttyu0"
+    _halted = False
+    _debugger = False
+
+    def _make_kernel(
+        self,
+        vm: Vm,
+        passthru: Mapping[tuple[int, int], Passthru],
+        slots: Mapping[tuple[int, int], str],
+        taps: Sequence[Tap],
+        cpus: int,
+    ) -> GuestKernel:
+        return FreebsdKernel(
+            vm, passthru, slots, taps, image=self.image, cpus=cpus, say=self._kernel_says
+        )
+
+    def _make_system(self) -> System:
+        system = GuestSystem(self.image, self.kernel)
+        system.commands |= guest_commands(self)
+        return system
+
+    # ---- bhyve's side ---------------------------------------------------------------
+
+    def _received(self, data: bytes) -> None:
+        if self._halted:
+            self._end(Ending.REBOOT)
+        elif self._debugger:
+            self._debug(data)
+        else:
+            super()._received(data)
+
+    def power_button(self) -> None:
+        if not (self._debugger or self._halted):
+            self.go_down("poweroff")
+
+    def nmi(self) -> None:
+        """machdep.kdb_on_nmi is 1 by default."""
+        if not self._debugger:
+            self._enter_debugger(text.NMI)
+
+    # ---- boot -----------------------------------------------------------------------
+
     def _boot(self) -> None:
         for line in self.kernel.boot_lines():
             if line.voice is text.Voice.KERNEL:
                 self._kernel_says(line.text)
             else:
                 self._print(line.text + "\n")
-        terminal = OpenFile(self.tty, "/dev/ttyu0")
-        process = self.system.process(
-            ["getty", "std.9600", "ttyu0"],
-            environment={"TERM": "xterm", "HOME": "/root", "USER": "root", "PATH": PATH},
-            directory="/root",
-            files=dict.fromkeys(range(3), terminal),
-            tty="u0",
-        )
-        process.run_beside(process, self._getty)
+        self._begin_getty(["getty", "std.9600", "ttyu0"], self._getty, PATH, "u0")
 
     def _getty(self, process: Process) -> int:
         """getty(8), login(1) and root's shell, over and over."""
@@ -199,12 +287,6 @@ class Guest:
                 Shell(process).interactive(text.prompt(self.image.hostname))
             process.out("logout\n")
 
-    def listen(self, port: int, server: SshServer) -> None:
-        """Its sshd(8) listens on ``port``, in a process that stays."""
-        self._networks.add(self, port, server)
-        daemon = self.system.process(["sshd"], environment={}, directory="/", files={})
-        daemon.listening.append(("*", port))
-
     # ---- the end --------------------------------------------------------------------
 
     def go_down(self, how: str, *, by_shutdown: bool = True, pid: int = 0) -> None:
@@ -215,16 +297,7 @@ class Guest:
             by_shutdown: whether rc's scripts stop what they had started.
             pid: of the shutdown(8) that tells everybody; 0 if nobody is told.
         """
-        threading.Thread(
-            target=self._go_down,
-            args=(how, by_shutdown, pid),
-            name=f"shutdown-{self.name}",
-            daemon=True,
-        ).start()
-
-    def _go_down(self, how: str, by_shutdown: bool, pid: int) -> None:
-        with contextlib.suppress(Killed):  # bhyve's process has ended meanwhile
-            self._shut_down(how, by_shutdown, pid)
+        self._beside(lambda: self._shut_down(how, by_shutdown, pid))
 
     def _shut_down(self, how: str, by_shutdown: bool, pid: int) -> None:
         if by_shutdown:
@@ -252,12 +325,10 @@ class Guest:
 
     def _enter_debugger(self, lines: Sequence[str]) -> None:
         self._debugger = True
-        self._networks.remove(self)
         for line in lines:
             self.kernel.log(line)
         self._transmit(text.DEBUGGER.encode())
-        self.kernel.stop()
-        self.system.kill_all()
+        self._stand()
 
     def _debug(self, data: bytes) -> None:
         """ddb(4), as far as a person needs it to leave."""
@@ -271,3 +342,10 @@ class Guest:
             if command:
                 self._kernel_says('No such command; use "help" to list available commands')
             self._transmit(text.DEBUGGER.encode())
+
+
+def guest_class(image: GuestImage) -> type[Guest]:
+    """Whose guest a disk boots."""
+    from hil.simulated.linux.guest import LinuxGuest
+
+    return {"linux": LinuxGuest, "freebsd": FreebsdGuest}[image.os]

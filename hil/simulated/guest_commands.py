@@ -1,4 +1,4 @@
-"""Commands that a guest has and its host has not, or has otherwise: how it ends, how SSH starts."""
+"""Commands that a FreeBSD guest has and its host has not, or has otherwise; SSH's of any guest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hil.simulated.guest_python import python3
 from hil.simulated.process import Command, Process
 
 if TYPE_CHECKING:
-    from hil.simulated.guest import Guest
+    from hil.simulated.guest import FreebsdGuest, Guest
 
 #: Functions of the backtrace of a panic by sysctl, inmost first.
 _PANIC_BY_SYSCTL = (
@@ -27,21 +27,20 @@ _PANIC_BY_SYSCTL = (
 )
 
 
-def guest_commands(guest: Guest) -> dict[str, Command]:
-    """Everything that can be run in a guest."""
+def guest_commands(guest: FreebsdGuest) -> dict[str, Command]:
+    """Everything that can be run in a FreeBSD guest."""
     found = {**commands.standard_commands(), **commands.freebsd_commands()}
     usual_sysctl = found["sysctl"]
-    own: dict[str, Callable[[Guest, Process], int]] = {
+    own: dict[str, Callable[[FreebsdGuest, Process], int]] = {
         "shutdown": _shutdown,
         "reboot": functools.partial(_at_once, how="reboot"),
         "poweroff": functools.partial(_at_once, how="poweroff"),
         "halt": functools.partial(_at_once, how="halt"),
-        "ssh-keygen": _ssh_keygen,
-        "sshd": _sshd,
     }
     if guest.image.python:
         own["python3"] = _python3
     found |= {name: functools.partial(body, guest) for name, body in own.items()}
+    found |= ssh_commands(guest)
     found["sysctl"] = functools.partial(_sysctl, guest, usual_sysctl)
     return found
 
@@ -49,7 +48,7 @@ def guest_commands(guest: Guest) -> dict[str, Command]:
 # ---- the end -----------------------------------------------------------------------
 
 
-def _shutdown(guest: Guest, process: Process) -> int:
+def _shutdown(guest: FreebsdGuest, process: Process) -> int:
     usage = (
         "usage: shutdown [-] [-c | -f | -h | -p | -r | -k] [-o [-n]] [-q] time "
         "[warning-message ...]\n"
@@ -68,13 +67,13 @@ def _shutdown(guest: Guest, process: Process) -> int:
 _HOW = {"p": "poweroff", "r": "reboot", "h": "halt"}
 
 
-def _at_once(guest: Guest, process: Process, *, how: str) -> int:
+def _at_once(guest: FreebsdGuest, process: Process, *, how: str) -> int:
     del process
     guest.go_down(how, by_shutdown=False)
     return 0
 
 
-def _sysctl(guest: Guest, usual: Command, process: Process) -> int:
+def _sysctl(guest: FreebsdGuest, usual: Command, process: Process) -> int:
     """sysctl(8), with the settings that end a kernel."""
     for word in process.arguments[1:]:
         name, equals, value = word.partition("=")
@@ -89,8 +88,12 @@ def _sysctl(guest: Guest, usual: Command, process: Process) -> int:
 # ---- SSH ---------------------------------------------------------------------------
 
 
-def _ssh_keygen(guest: Guest, process: Process) -> int:
-    del guest
+def ssh_commands(guest: Guest) -> dict[str, Command]:
+    """ssh-keygen(1) and sshd(8), which are the same everywhere."""
+    return {"ssh-keygen": _ssh_keygen, "sshd": functools.partial(_sshd, guest)}
+
+
+def _ssh_keygen(process: Process) -> int:
     import asyncssh
 
     found, _ = getopt(process, "qt:N:f:C:b:")
@@ -129,13 +132,15 @@ def _sshd(guest: Guest, process: Process) -> int:
         authorized=[line for line in authorized.decode().splitlines() if line.strip()],
         host_key=asyncssh.import_private_key(key.decode()),
     ).start()
-    guest.listen(port, server)
+    daemon = guest.listen(port, server)
+    if "PidFile" in options:
+        files.write(process.path(options["PidFile"]), f"{daemon.pid}\n".encode())
     return 0
 
 
 # ---- Python ------------------------------------------------------------------------
 
 
-def _python3(guest: Guest, process: Process) -> int:
+def _python3(guest: FreebsdGuest, process: Process) -> int:
     version = guest.image.release.partition(".")[0]
     return python3(process, guest.kernel.ram, f"freebsd{version}")

@@ -1,7 +1,7 @@
-"""A guest's kernel: the modelled FreeBSD kernel, on the memory and devices of a virtual machine.
+"""A guest's kernel, on the memory and devices of a virtual machine; and FreeBSD's.
 
-Drivers, devctl's verbs, interrupts and the network are those of
-:class:`hil.simulated.kernel.Kernel`.  Addresses that its drivers give to devices are guest
+Interrupts, disks and the network are those of :class:`hil.simulated.kernel.Kernel`, for a FreeBSD
+guest its drivers and devctl's verbs too.  Addresses that drivers give to devices are guest
 physical, and reach memory through the host's IOMMU, or do not.
 """
 
@@ -102,7 +102,7 @@ class GuestMachine(Machine):
 
 
 class GuestKernel(Kernel):
-    """The kernel of one boot of a guest.
+    """The kernel of one boot of a guest, whatever the system.
 
     Args:
         vm: the virtual machine, its memory set up.
@@ -113,6 +113,9 @@ class GuestKernel(Kernel):
         cpus: its processors.
         say: prints a line of the kernel on the console.
     """
+
+    #: Name of the interface that leads back.
+    loopback = "lo0"
 
     def __init__(
         self,
@@ -136,8 +139,9 @@ class GuestKernel(Kernel):
         self._say = say
         self._alive = True
         self._taps = tuple(taps)
+        #: The interfaces of the virtio NICs, in the order of their taps.
+        self._wired: list[Interface] = []
         self.started = time.time()
-        self._attaching: list[str] | None = None
         self._add_functions(passthru, slots)
 
     def _add_functions(
@@ -155,6 +159,78 @@ class GuestKernel(Kernel):
 
     def boot_lines(self) -> Iterator[Line]:
         """Boot; what is to be printed, as it happens."""
+        raise NotImplementedError
+
+    def _begin(self) -> None:
+        """What comes before the first driver: interrupts arrive, and there is a loopback."""
+        loopback = self.stack.add(Interface(self.loopback, b"", lambda _frame: True))
+        loopback.mtu, loopback.groups, loopback.up = 16384, ["lo"], True
+        loopback.addresses = [ipaddress.IPv4Interface("127.0.0.1/8")]
+        self.vm.interrupt_sink = self._guest_machine.fabric.on_message
+
+    def _wire(self, name: str) -> Interface:
+        """The next virtio NIC, on its tap: its frames go straight to the host's end."""
+        tap = self._taps[len(self._wired)]
+        mac = bytes.fromhex(tap.mac.replace(":", ""))
+
+        def transmit(frame: bytes) -> bool:
+            if self._alive:
+                tap.interface.receive(frame)
+            return self._alive
+
+        interface = self.stack.add(Interface(name, mac, transmit))
+        tap.interface.far_end = lambda frame: interface.receive(frame) if self._alive else None
+        self._wired.append(interface)
+        return interface
+
+    def stop(self) -> None:
+        """No instruction runs any more: interrupts and frames are nobody's business."""
+        self._alive = False
+        with self._guest_machine.lock:
+            self.vm.interrupt_sink = lambda _address, _data: None
+            for tap in self._taps:
+                tap.interface.far_end = None
+
+    def detach_all(self) -> None:
+        """As the system goes down: drivers let their devices rest."""
+        with self._guest_machine.lock:
+            if not self._alive:
+                return
+            for interface in self.stack.interfaces.values():
+                if interface.name != self.loopback and interface not in self._wired:
+                    interface.set_up(False)
+
+    # -- what the host's kernel does otherwise ----------------------------------------------
+
+    def log(self, line: str) -> None:
+        self.dmesg.append(line)
+        self._say(line)
+
+    def irq_line(self, address: Address) -> int:
+        function = self._guest_machine.fabric.functions[address.requester_id]
+        if isinstance(function, guest_pci.PassedFunction):
+            # what the host's kernel has written into the device's own register
+            return self.vm.machine.kernel.irq_line(Address(0, *function.passthru.host))
+        return function.peek(0x3C, 1)
+
+    def reachable_at(self, host: str) -> bool:
+        """Whether a virtio NIC that is up, and wired to a tap that is up, has this address."""
+        with self._guest_machine.lock:
+            for tap, interface in zip(self._taps, self._wired, strict=False):
+                if not (self._alive and interface.up and tap.interface.up):
+                    continue
+                if any(str(own.ip) == host for own in interface.addresses):
+                    return True
+        return False
+
+
+class FreebsdKernel(GuestKernel):
+    """A FreeBSD guest's kernel; see :class:`GuestKernel`."""
+
+    _attaching: list[str] | None = None
+    """Collects what drivers say while they attach, which is printed elsewhere."""
+
+    def boot_lines(self) -> Iterator[Line]:
         with self._guest_machine.lock:
             devices, late, network = self._attach_all()
         routes = [
@@ -182,10 +258,7 @@ class GuestKernel(Kernel):
         for driver in _native_drivers():
             self.bus.drivers[driver.name] = driver
         self._interrupts[4] = Interrupt(4, "uart0 uart2", 200)
-        loopback = self.stack.add(Interface("lo0", b"", lambda _frame: True))
-        loopback.mtu, loopback.groups, loopback.up = 16384, ["lo"], True
-        loopback.addresses = [ipaddress.IPv4Interface("127.0.0.1/8")]
-        self.vm.interrupt_sink = self._guest_machine.fabric.on_message
+        self._begin()
         said: list[str] = []
         self._attaching = said
         # Virtual functions too: on this bus nothing tells them from others.
@@ -210,21 +283,9 @@ class GuestKernel(Kernel):
         return early, late, network
 
     def _attach_vtnet(self, device: Device) -> None:
-        """The NIC on a tap: its frames go straight to the host's end."""
-        number = sum(name.startswith("vtnet") for name in self.stack.interfaces)
-        tap = self._taps[number]
-        name = f"vtnet{number}"
-        mac = bytes.fromhex(tap.mac.replace(":", ""))
-
-        def transmit(frame: bytes) -> bool:
-            if self._alive:
-                tap.interface.receive(frame)
-            return self._alive
-
-        interface = self.stack.add(Interface(name, mac, transmit))
-        tap.interface.far_end = lambda frame: interface.receive(frame) if self._alive else None
-        self.log(f"{name}: <VirtIO Networking Adapter> on {device.name}")
-        self.log(f"{name}: Ethernet address: {tap.mac}")
+        interface = self._wire(f"vtnet{len(self._wired)}")
+        self.log(f"{interface.name}: <VirtIO Networking Adapter> on {device.name}")
+        self.log(f"{interface.name}: Ethernet address: {interface.mac.hex(':')}")
 
     def _rc_network(self, interface: Interface, ups: list[str]) -> list[Line]:
         """What rc prints of an interface that it finds, having brought it up once."""
@@ -245,40 +306,18 @@ class GuestKernel(Kernel):
         tail.append("\tnd6 options=29<PERFORMNUD,IFDISABLED,AUTO_LINKLOCAL>")
         return found + [Line(Voice.PROCESS, line) for line in tail]
 
-    def stop(self) -> None:
-        """No instruction runs any more: interrupts and frames are nobody's business."""
-        self._alive = False
-        with self._guest_machine.lock:
-            self.vm.interrupt_sink = lambda _address, _data: None
-            for tap in self._taps:
-                tap.interface.far_end = None
-
     def detach_all(self) -> None:
-        """As device_shutdown(9): drivers let their devices rest."""
-        with self._guest_machine.lock:
-            if not self._alive:
-                return
-            self._attaching = []
-            for interface in self.stack.interfaces.values():
-                if interface.name != "lo0" and not interface.name.startswith("vtnet"):
-                    interface.set_up(False)
-            self._attaching = None
+        self._attaching = []  # nothing is said of it
+        super().detach_all()
+        self._attaching = None
 
     # -- what the host's kernel does otherwise ----------------------------------------------
 
     def log(self, line: str) -> None:
         if self._attaching is not None:
             self._attaching.append(line)
-            return
-        self.dmesg.append(line)
-        self._say(line)
-
-    def irq_line(self, address: Address) -> int:
-        function = self._guest_machine.fabric.functions[address.requester_id]
-        if isinstance(function, guest_pci.PassedFunction):
-            # what the host's kernel has written into the device's own register
-            return self.vm.machine.kernel.irq_line(Address(0, *function.passthru.host))
-        return function.peek(0x3C, 1)
+        else:
+            super().log(line)
 
     def allocate_irq(self, name: str, handler: Callable[[], None] | None = None) -> int:
         for irq in range(FIRST_MESSAGE_IRQ, _FIRST_IRQ):
@@ -315,17 +354,6 @@ class GuestKernel(Kernel):
         }
         writable = {"debug.kdb.panic", "kern.hostname"}
         return {name: Sysctl(value, writable=name in writable) for name, value in values.items()}
-
-    def reachable_at(self, host: str) -> bool:
-        """Whether a virtio NIC that is up, and wired to a tap that is up, has this address."""
-        with self._guest_machine.lock:
-            for number, tap in enumerate(self._taps):
-                interface = self.stack.interfaces.get(f"vtnet{number}")
-                if interface is None or not (self._alive and interface.up and tap.interface.up):
-                    continue
-                if any(str(own.ip) == host for own in interface.addresses):
-                    return True
-        return False
 
 
 _VTBLK = "vtblk0: 434MB (888837 512 byte sectors)"

@@ -1,11 +1,12 @@
-"""A guest's physical memory as its kernel uses it: DMA buffers, and the cache of its files."""
+"""A guest's physical memory as its kernel uses it: DMA buffers, huge pages, cached files."""
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from hil.simulated.files import Files, Regular
-from hil.simulated.memory import MIB, PAGE, RangeAllocator
+from hil.simulated.memory import MIB, PAGE, OutOfMemory, RangeAllocator
 from hil.simulated.process import OpenFile, Process
 
 if TYPE_CHECKING:
@@ -91,3 +92,96 @@ class GuestFiles(Files):
         directory, name = self.parent(path)
         file = directory.own[name] = CachedFile(self._memory, mode)
         file.write_at(0, data)
+
+
+class HugePages:
+    """A Linux guest's pool of 2 MiB pages (Documentation/admin-guide/mm/hugetlbpage.rst).
+
+    Who maps some gets them at virtual addresses that no one else has, so that
+    ``/proc/self/pagemap`` can answer for all.
+    """
+
+    SIZE = 2 * MIB
+    _FIRST = 0x7F00_0000_0000
+
+    def __init__(self, ram: GuestMemory) -> None:
+        self._ram = ram
+        self._lock = threading.Lock()
+        self._free: list[int] = []
+        self._mapped: dict[int, int] = {}
+        self._next = self._FIRST
+
+    @property
+    def total(self) -> int:
+        """``nr_hugepages``."""
+        return len(self._free) + len(self._mapped)
+
+    @property
+    def free(self) -> int:
+        """``HugePages_Free``."""
+        return len(self._free)
+
+    def resize(self, count: int) -> None:
+        """As a write to ``nr_hugepages``: as far as there is memory, and as pages are free."""
+        with self._lock:
+            while self._free and self.total > count:
+                self._ram.release(self._free.pop(), self.SIZE)
+            while self.total < count:
+                try:
+                    self._free.append(self._ram.allocate(self.SIZE, self.SIZE))
+                except OutOfMemory:
+                    return
+
+    def map(self, process: Process, size: int) -> int:
+        """Pages for as long as ``process`` lives; where, in its address space.
+
+        Raises:
+            OutOfMemory: so many are not free.
+        """
+        count = -(-size // self.SIZE)
+        with self._lock:
+            if count > len(self._free):
+                raise OutOfMemory(f"{len(self._free)} of {count} huge pages are free")
+            start = self._next
+            self._next += (count + 1) * self.SIZE
+            places = [start + number * self.SIZE for number in range(count)]
+            for place in places:
+                self._mapped[place] = self._free.pop(0)
+                self._ram.write(self._mapped[place], bytes(self.SIZE))
+        tell = process.on_end
+
+        def unmap() -> None:
+            with self._lock:
+                self._free += [self._mapped.pop(place) for place in places]
+            tell()
+
+        process.on_end = unmap
+        return start
+
+    def physical(self, address: int) -> int | None:
+        """Guest physical address of a byte of the pool's mappings."""
+        place = address // self.SIZE * self.SIZE
+        page = self._mapped.get(place)
+        return None if page is None else page + address - place
+
+    def read(self, address: int, length: int) -> bytes:
+        """Bytes at a virtual address."""
+        return b"".join(self._ram.read(at, size) for at, size in self._pieces(address, length))
+
+    def write(self, address: int, data: bytes) -> None:
+        """Bytes to a virtual address."""
+        position = 0
+        for at, size in self._pieces(address, len(data)):
+            self._ram.write(at, data[position : position + size])
+            position += size
+
+    def _pieces(self, address: int, length: int) -> list[tuple[int, int]]:
+        found = []
+        end = address + length
+        while address < end:
+            size = min(end, (address // self.SIZE + 1) * self.SIZE) - address
+            physical = self.physical(address)
+            assert physical is not None, "nothing is mapped there"
+            found.append((physical, size))
+            address += size
+        return found

@@ -17,6 +17,7 @@ import os
 import posixpath
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
 from hil.simulated.errno import SimError
+from hil.simulated.guest_memory import HugePages
+from hil.simulated.memory import OutOfMemory
 from hil.simulated.process import OpenFile, Process
 from hil.transport.agent import program
 
@@ -33,14 +36,23 @@ _SHARED = frozenset(
     "__future__ array base64 binascii errno json re secrets struct typing".split()  # noqa: SIM905
 )
 _PAGE = 4096
+_MAP_HUGETLB = 0x40000
+_LOCK_NB = 4
 
 
 class PhysicalMemory(Protocol):
-    """A machine's physical address space: memory, and registers among it."""
+    """An address space: memory, and registers among it."""
 
     def read(self, address: int, length: int) -> bytes: ...
 
     def write(self, address: int, data: bytes) -> None: ...
+
+
+class Mappable(Protocol):
+    """An open file that is a piece of physical memory: a BAR, in Linux's sysfs."""
+
+    region: tuple[int, int]
+    """Address and length."""
 
 
 class Seekable(Protocol):
@@ -65,10 +77,19 @@ def _programs() -> frozenset[str]:
     return frozenset({*sources.values(), *served})
 
 
-def python3(process: Process, memory: PhysicalMemory, system: str) -> int:
+def python3(
+    process: Process,
+    memory: PhysicalMemory,
+    system: str,
+    huge_pages: HugePages | None = None,
+) -> int:
     """The command: ``python3 [-u] -c CODE [ARGUMENT …]``.
 
-    ``system`` is what ``sys.platform`` tells, as ``freebsd13``.
+    Args:
+        process: the command's.
+        memory: the machine's.
+        system: what ``sys.platform`` tells, as ``freebsd13``.
+        huge_pages: what ``MAP_HUGETLB`` maps, where there is such a thing.
     """
     arguments = process.arguments[1:]
     while arguments and arguments[0] in ("-u", "-I", "-B"):
@@ -76,26 +97,39 @@ def python3(process: Process, memory: PhysicalMemory, system: str) -> int:
     if len(arguments) < 2 or arguments[0] != "-c" or arguments[1] not in _programs():
         process.complain("only hil's own programs run in a simulated machine's Python")
         return 2
-    return _Interpreter(process, memory, system).run(arguments[1], ["-c", *arguments[2:]])
+    return _Interpreter(process, memory, system, huge_pages).run(
+        arguments[1], ["-c", *arguments[2:]]
+    )
 
 
 class _Interpreter:
     """One run of one program."""
 
-    def __init__(self, process: Process, memory: PhysicalMemory, system: str) -> None:
+    def __init__(
+        self,
+        process: Process,
+        memory: PhysicalMemory,
+        system: str,
+        huge_pages: HugePages | None,
+    ) -> None:
         self._process = process
         self._memory = memory
+        self._huge_pages = huge_pages
         self._files = _Descriptors(process)
         self._modules = {
             "os": self._os(system),
             "sys": SimpleNamespace(platform=system, stdin=_Input(process), exit=sys.exit),
             "mmap": self._mmap(),
             "ctypes": SimpleNamespace(
-                **{f"c_uint{bits}": _Cell.of(bits // 8) for bits in (8, 16, 32, 64)}
+                **{f"c_uint{bits}": _Cell.of(bits // 8) for bits in (8, 16, 32, 64)},
+                c_char=_Cell.of(1),
+                addressof=lambda cell: cell.address,
             ),
             "subprocess": self._subprocess(),
             "time": SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=process.sleep),
-            "fcntl": SimpleNamespace(flock=self._files.flock, LOCK_EX=2, LOCK_NB=4, LOCK_UN=8),
+            "fcntl": SimpleNamespace(
+                flock=self._files.flock, LOCK_EX=2, LOCK_NB=_LOCK_NB, LOCK_UN=8
+            ),
             "select": SimpleNamespace(select=_unavailable("select.select")),
             "socket": SimpleNamespace(socket=_unavailable("socket.socket")),
         }
@@ -155,19 +189,31 @@ class _Interpreter:
             pread=files.pread,
             pwrite=files.pwrite,
             lseek=files.lseek,
+            listdir=self._listdir,
             getpid=lambda: self._process.pid,
             uname=lambda: SimpleNamespace(
-                sysname=system.rstrip("0123456789").replace("freebsd", "FreeBSD"),
+                sysname="Linux" if system == "linux" else "FreeBSD",
                 release=release,
-                machine="amd64",
+                machine="x86_64" if system == "linux" else "amd64",
                 nodename=self._process.system.name,
             ),
         )
 
+    def _listdir(self, path: str) -> list[str]:
+        files = self._process.system.files
+        return sorted(files.directory(self._process.path(path)).entries())
+
     def _mmap(self) -> SimpleNamespace:
-        def mmap(descriptor: int, length: int, *_: Any, offset: int = 0, **__: Any) -> _Mapping:
+        def mmap(
+            descriptor: int, length: int, flags: int = 0, *_: Any, offset: int = 0, **__: Any
+        ) -> _Mapping:
+            if descriptor < 0 and flags & _MAP_HUGETLB and self._huge_pages is not None:
+                return self._map_huge(self._huge_pages, length)
             if descriptor < 0:
                 return _Mapping(_Plain(length), 0, length)
+            region = getattr(self._process.file(descriptor).stream, "region", None)
+            if region is not None:
+                return _Mapping(self._memory, region[0] + offset, length or region[1])
             if self._files.name(descriptor) != "/dev/mem":
                 raise OSError(19, "Operation not supported by device")
             return _Mapping(self._memory, offset, length)
@@ -178,6 +224,12 @@ class _Interpreter:
             **dict.fromkeys(("MAP_SHARED", "MAP_PRIVATE", "MAP_ANON", "MAP_ANONYMOUS"), 0),
             **dict.fromkeys(("PROT_READ", "PROT_WRITE", "ACCESS_WRITE", "ACCESS_READ"), 0),
         )
+
+    def _map_huge(self, pages: HugePages, length: int) -> _Mapping:
+        try:
+            return _Mapping(pages, pages.map(self._process, length), length)
+        except OutOfMemory:
+            raise OSError(12, "Cannot allocate memory") from None
 
     def _subprocess(self) -> SimpleNamespace:
         names = ("PIPE", "DEVNULL", "STDOUT", "CalledProcessError", "CompletedProcess")
@@ -255,6 +307,7 @@ class _Input:
 
 #: Who holds which file locked, by which descriptor; by system and path.
 _LOCKS: dict[tuple[int, str], tuple[Process, int]] = {}
+_LOCK_NEWS = threading.Condition()
 
 
 class _Descriptors:
@@ -282,19 +335,28 @@ class _Descriptors:
 
     def close(self, descriptor: int) -> None:
         key = (id(self._process.system), self.name(descriptor))
-        if _LOCKS.get(key) == (self._process, descriptor):
-            del _LOCKS[key]
+        with _LOCK_NEWS:
+            if _LOCKS.get(key) == (self._process, descriptor):
+                del _LOCKS[key]
+                _LOCK_NEWS.notify_all()
         self._process.close(descriptor)
 
-    def flock(self, descriptor: int, operation: int) -> None:
-        """An exclusive lock that nobody waits for; it ends with its process."""
-        del operation
+    def flock(self, file: Any, operation: int) -> None:
+        """An exclusive lock, which ends with its process."""
+        descriptor: int = file if isinstance(file, int) else file.fileno()
         key = (id(self._process.system), self.name(descriptor))
         own = (self._process, descriptor)
-        holder, number = _LOCKS.get(key, own)
-        if (holder, number) != own and holder.status is None:
-            raise BlockingIOError(35, "Resource temporarily unavailable")
-        _LOCKS[key] = own
+
+        def free() -> bool:
+            holder, number = _LOCKS.get(key, own)
+            return (holder, number) == own or holder.status is not None
+
+        with _LOCK_NEWS:
+            if operation & _LOCK_NB and not free():
+                raise BlockingIOError(35, "Resource temporarily unavailable")
+            while not self._process.wait_on(_LOCK_NEWS, free, 1.0):
+                pass  # a holder that was killed tells nobody
+            _LOCKS[key] = own
 
     def read(self, descriptor: int, length: int) -> bytes:
         data: bytes = self._call(self._process.read, length, descriptor)
@@ -333,14 +395,14 @@ class _Descriptors:
             raise OSError(int(error.number), error.number.text) from None
 
     def open(self, path: str, mode: str = "r", *_: Any, **__: Any) -> Any:
-        """The built-in function, for files that are read as text or used as bytes."""
-        raw = _Raw(self, self._open(path, "r" if mode in ("r", "rb", "rt") else "rw"))
+        """The built-in function; files that are used as bytes are not buffered."""
+        kinds = {"r": "r", "w": "w", "a": "a"}
+        kind = "rw" if "+" in mode else kinds[mode.strip("bt")]
+        raw = _Raw(self, self._open(path, kind))
         if "b" in mode:
             return raw
-        if mode not in ("r", "rt"):
-            raise OSError(45, "Operation not supported", path)
-        with raw:
-            return io.StringIO(raw.read().decode("utf-8", "replace"))
+        buffered = io.BufferedReader(raw) if kind == "r" else io.BufferedWriter(raw)
+        return io.TextIOWrapper(buffered, "utf-8", "replace")
 
 
 class _Raw(io.RawIOBase):
@@ -366,6 +428,11 @@ class _Raw(io.RawIOBase):
         while piece := self._files.read(self._number, 65536):
             pieces.append(piece)
         return b"".join(pieces)
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._files.read(self._number, len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
 
     def write(self, data: Any) -> int:
         return self._files.write(self._number, bytes(data))
@@ -440,7 +507,7 @@ class _Cell:
         if not 0 <= offset <= len(mapping) - self.width:
             raise ValueError("Buffer size too small")
         self._memory = mapping.memory
-        self._address = mapping.base + offset
+        self.address = mapping.base + offset
 
     @staticmethod
     def of(width: int) -> type[_Cell]:
@@ -452,12 +519,12 @@ class _Cell:
 
     @property
     def value(self) -> int:
-        return int.from_bytes(self._memory.read(self._address, self.width), "little")
+        return int.from_bytes(self._memory.read(self.address, self.width), "little")
 
     @value.setter
     def value(self, number: int) -> None:
         mask = (1 << 8 * self.width) - 1
-        self._memory.write(self._address, (number & mask).to_bytes(self.width, "little"))
+        self._memory.write(self.address, (number & mask).to_bytes(self.width, "little"))
 
 
 def _unavailable(name: str) -> Callable[..., Any]:

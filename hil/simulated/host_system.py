@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from hil.simulated.builtins import PLACES
 from hil.simulated.console import Nmdm
 from hil.simulated.errno import Errno, SimError
-from hil.simulated.files import Device, Directory, Files, Node, Regular, RegularStream
-from hil.simulated.guest_image import GuestImage
+from hil.simulated.files import Device, Directory, Files, Link, Node, Regular, RegularStream
+from hil.simulated.guest_image import LINUX, GuestImage, LinuxKernelFile
 from hil.simulated.guest_network import GuestNetworks
 from hil.simulated.kernel import Sysctl
 from hil.simulated.machine import Machine
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hil.simulated.guest import Guest
 
 #: Where disks of guests lie on every simulated host.
-GUEST_IMAGE = "/vm/guest.img"
+GUEST_IMAGE, LINUX_IMAGE = "/vm/guest.img", "/vm/linux.img"
 #: Size of that image in bytes; as recorded (888,837 sectors).
 GUEST_IMAGE_SIZE = 888837 * 512
 _NMDM = re.compile(r"nmdm(.+)([AB])")
@@ -140,6 +140,12 @@ class HostSystem(System):
         self._make_programs()
         image = GuestImage(release=self.version, kernel=self.ident).contents()
         files.add(GUEST_IMAGE, _image(image))
+        files.add(LINUX_IMAGE, _image(LINUX.contents()))
+        files.make_directory("/vm/linux")
+        files.write(f"/vm/linux/vmlinuz-{LINUX.release}", LinuxKernelFile().contents())
+        files.write(f"/vm/linux/initrd.img-{LINUX.release}", b"070701")
+        for name in ("vmlinuz", "initrd.img"):
+            files.add(f"/vm/linux/{name}", Link(f"{name}-{LINUX.release}"))
         kenv = self.host.spec.loader_conf
         lines = "".join(f'{name}="{value}"\n' for name, value in kenv.items())
         files.write("/boot/loader.conf", lines.encode())

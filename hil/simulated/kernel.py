@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hil.pci.address import Address
-from hil.simulated.drivers import DriverError, NicDriver, NvmeDriver
+from hil.simulated.drivers import DriverError, NicDriver, NicVectors, NvmeDriver
 from hil.simulated.errno import Errno, SimError
 from hil.simulated.machine import Machine, locked
 from hil.simulated.memory import MIB, PAGE, HostMemory, OutOfMemory
@@ -158,7 +158,8 @@ class _AttachedNic:
         self._device = device
         dma = HostDma(kernel.machine.memory)
         port = HostPort(kernel, device)
-        self.driver = NicDriver(port, dma, device.function.kind, kernel.machine.spec.cpus)
+        vectors = NicVectors.of_freebsd(min(kernel.machine.spec.cpus, 2))
+        self.driver = NicDriver(port, dma, device.function.kind, vectors)
         self.driver.attach()
         name = device.name or ""
         self.interface = Interface(name, self.driver.mac, self.driver.transmit)
@@ -205,7 +206,8 @@ class _AttachedNvme:
         self._kernel = kernel
         self._device = device
         dma = HostDma(kernel.machine.memory)
-        self.driver = NvmeDriver(HostPort(kernel, device), dma, kernel.machine.spec.cpus)
+        vectors = ["admin", *(f"io{number}" for number in range(kernel.machine.spec.cpus))]
+        self.driver = NvmeDriver(HostPort(kernel, device), dma, vectors)
         self.disk = ""
         try:
             self.driver.attach()
@@ -575,18 +577,25 @@ class Kernel:
     ) -> int:
         """Give a device MSI-X vectors, or one MSI; how many it got."""
         function = device.function
-        name = device.name or ""
         count = min(len(handlers), function.msix_count) or (1 if function.msi_count else 0)
         irqs = []
         for number in range(count):
             label, handler = handlers[number]
-            irqs.append(self.allocate_irq(f"{name}:{label}", handler))
+            irqs.append(self.allocate_irq(self.interrupt_name(device, label), handler))
         self._messages[function.requester_id] = irqs
         if function.msix_count:
             self.write_msix(function, {n: (irq, False) for n, irq in enumerate(irqs)})
         elif function.msi_count:
             self.write_msi(function, irqs)
         return count
+
+    def interrupt_name(self, device: Device, label: str) -> str:
+        """Under which a driver's vector is counted."""
+        return f"{device.name or ''}:{label}"
+
+    def message_irqs(self, function: PciFunction) -> tuple[int, ...]:
+        """The numbers of a function's messages, in the order of its vectors."""
+        return tuple(self._messages.get(function.requester_id, ()))
 
     def disable_messages(self, device: Device) -> None:
         """Take them away."""

@@ -44,6 +44,9 @@ RELEASES = {
 }
 
 VENDORS = ("intel", "amd")
+#: Guests of a simulated lab that are no FreeBSD, by what its name ends in: Linux by grub-bhyve, and
+#: by firmware.
+GUESTS = ("linux", "linux-uefi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,10 +331,14 @@ def _vendor(name: str) -> str:
 def spec_named(text: str) -> MachineSpec:
     """The lab's host for a text such as ``freebsd-15-intel``, or ``recorded-13.2-amd``.
 
+    What comes after that says which guests a lab has, and makes no other host.
+
     Raises:
         InventoryError: it is not of this form, or names nothing that is modelled.
     """
-    parts = text.split("-")
+    parts = text.split("-", 3)
+    if parts[3:] and parts[3] in GUESTS:
+        parts.pop()
     if len(parts) != 3 or parts[0] not in ("freebsd", "recorded"):
         raise InventoryError(
             f"no simulated host {text!r}",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from hil.deadline import Deadline, poll
 from hil.simulated.files import Files
-from hil.simulated.guest import Guest
+from hil.simulated.guest import Guest, guest_class
 from hil.simulated.guest_image import GuestImage
 from hil.simulated.guest_network import GuestNetworks, Tap
 from hil.simulated.machine import Machine
@@ -53,12 +53,14 @@ class Bhyve:
             assert isinstance(made, HostTap)
             made.set_up(True)
             taps.append(Tap(TAP, made))
-        self.guest = Guest(
+        image = image or GuestImage()
+        self._passed = self._pass(devices)
+        self.guest: Guest = guest_class(image)(
             self.vm.name,
             self.vm,
-            image or GuestImage(),
+            image,
             cpus=1,
-            passthru={(slot, 0): device for slot, device in self._pass(devices).items()},
+            passthru={(slot, 0): device for slot, device in self._passed.items()},
             slots=slots,
             taps=taps,
             send=self.printed.extend,
@@ -83,6 +85,10 @@ class Bhyve:
             each.place(placed)
         return passed
 
+    def passed(self, slot: int) -> Passthru:
+        """What was passed at a slot."""
+        return self._passed[slot]
+
     def _run(self) -> None:
         self.status = execute(self.process, lambda process: int(self.guest.run(process)))
 
@@ -102,7 +108,7 @@ class Bhyve:
     def log_in(self) -> None:
         self.expect(r"login: $")
         self.type("root")
-        self.expect(r":~ # $")
+        self.expect(r":~ ?# $")
 
     def type(self, line: str) -> None:
         self.guest.receive(line.encode() + b"\r")
@@ -110,8 +116,9 @@ class Bhyve:
     def run(self, command: str) -> str:
         """What a command typed at the console printed."""
         self.type(command)
-        text = self.expect(r"\n(?:[^\n]*\r)?root@[^\n]*:~ # $")
-        return text.partition("\r\n")[2].rpartition("root@")[0].replace("\r\n", "\n")
+        text = self.expect(r"\n(?:[^\n]*\r)?[^\n]*root@[^\n]*:~ ?# $")
+        out = text.partition("\r\n")[2].rpartition("root@")[0].replace("\r\n", "\n")
+        return out.removesuffix("\x1b[?2004h")
 
     def end(self) -> int:
         """The status with which it ended by itself."""

@@ -32,7 +32,7 @@ def freebsd_commands() -> dict[str, Command]:
 
 def host_commands() -> dict[str, Command]:
     """All that a simulated bhyve host has."""
-    from hil.simulated.commands import bhyve, kernel, storage
+    from hil.simulated.commands import bhyve, grub, kernel, storage
 
     return {
         **standard_commands(),
@@ -40,4 +40,5 @@ def host_commands() -> dict[str, Command]:
         **kernel.HOST_COMMANDS,
         **storage.COMMANDS,
         **bhyve.COMMANDS,
+        **grub.COMMANDS,
     }

@@ -1,4 +1,4 @@
-"""bhyve(8), bhyveload(8), grub-bhyve and bhyvectl(8).
+"""bhyve(8), bhyveload(8) and bhyvectl(8).
 
 The order of their steps is that of usr.sbin/bhyve/bhyverun.c, usr.sbin/bhyveload/bhyveload.c
 and usr.sbin/bhyvectl/bhyvectl.c: it decides which of several mistakes is told.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -21,7 +20,16 @@ from hil.simulated.console import Modes, OpenTty, Tty, terminal
 from hil.simulated.errno import Errno, SimError
 from hil.simulated.guest_image import GuestImage
 from hil.simulated.host_system import HostSystem
-from hil.simulated.process import SIGKILL, SIGTERM, Command, Exit, OpenFile, Process, Stream
+from hil.simulated.process import (
+    SIGKILL,
+    SIGNALS,
+    SIGTERM,
+    Command,
+    Exit,
+    OpenFile,
+    Process,
+    Stream,
+)
 
 if TYPE_CHECKING:
     from hil.simulated import net
@@ -249,10 +257,12 @@ class _Machine:
                 process.wait_on(came, lambda: arrived or self._destroyed.is_set())
 
     def _guest_life(self) -> int:
-        from hil.simulated.guest import Guest
+        from hil.simulated.guest import guest_class
 
         process, config, host = self._process, self._config, self._host
         image = self._image()
+        if image is None and not config.bootrom:
+            return self._invalid_state()
         if image is None:
             # Nothing to boot: the processor runs, and nothing comes of it.
             idle = threading.Condition()
@@ -262,7 +272,7 @@ class _Machine:
                 process.wait_on(idle, self._destroyed.is_set)
             return self._gone()
         sender = self._thread({})
-        guest = Guest(
+        guest = guest_class(image)(
             config.name,
             self._vm,
             image,
@@ -298,13 +308,34 @@ class _Machine:
         return 1
 
     def _image(self) -> GuestImage | None:
-        if not self._config.bootrom:
-            return self._host.loaded.get(self._config.name)
-        for path in self._config.disks:
-            image = GuestImage.parse(self._host.image_at(self._process.path(path)) or b"")
-            if image is not None:
-                return image
-        return None
+        heads = (self._host.image_at(self._process.path(path)) for path in self._config.disks)
+        disks = (GuestImage.parse(head or b"") for head in heads)
+        disk = next((image for image in disks if image is not None), None)
+        if self._config.bootrom:
+            if disk is not None and disk.os == "linux":
+                return replace(disk, arguments=disk.own_arguments)
+            return disk
+        loaded = self._host.loaded.get(self._config.name)
+        if loaded is None or loaded.os != "linux" or disk is None or disk.os != "linux":
+            return loaded
+        # The kernel is the loader's, everything else the disk's.
+        return replace(
+            disk, release=loaded.release, kernel=loaded.kernel, arguments=loaded.arguments
+        )
+
+    def _invalid_state(self) -> int:
+        """Nothing was loaded: a processor that begins at address 0 cannot (vmexit.c)."""
+        if self._host.host.spec.vendor == "intel":
+            rest = "status\t\t0\n\texit_reason\t33\n\tqualification\t0x0000000000000000\n"
+            rest += "\tinst_type\t\t0\n\tinst_error\t\t0"
+        else:
+            rest = "exitcode\t0xffffffffffffffff\n\texitinfo1\t0\n\texitinfo2\t0"
+        reason = "VMX" if self._host.host.spec.vendor == "intel" else "SVM"
+        self._process.err(
+            f"vm exit[0]\n\treason\t\t{reason}\n\trip\t\t0x0000000000000000\n"
+            f"\tinst_length\t0\n\t{rest}\n"
+        )
+        return 128 + SIGNALS["ABRT"]
 
     def _send(self, sender: Process, data: bytes) -> None:
         stream = self._output
@@ -385,7 +416,7 @@ def _passthru_text(
     return f"bhyve: vm_assign_pptdev: {number.text}"
 
 
-# bhyveload, grub-bhyve
+# bhyveload
 
 
 _BHYVELOAD = """\
@@ -414,13 +445,15 @@ def bhyveload(process: Process) -> int:
     except ValueError:
         process.complain(f"Invalid memsize '{option['m']}'")
         return 64
-    status = _load(
-        process, host, words[0], memory << 20 if memory < 1 << 20 else memory, "S" in option
-    )
-    if status:
-        return status
+    size = memory << 20 if memory < 1 << 20 else memory
+    step, text = load_vm(host, words[0], size, "S" in option)
+    if step:
+        process.err(f"{step}: {text}\n")
+        return 1
     image = GuestImage.parse(head)
-    with _console(process, host, option.get("c", "stdio")) as write:
+    if image is not None and image.os != "freebsd":
+        image = None  # what it looks for is not there
+    with loader_console(process, host, option.get("c", "stdio")) as (write, _):
         _show_loader(write, image)
     if image is not None:
         told = (word.partition("=") for letter, word in found if letter == "e")
@@ -429,7 +462,18 @@ def bhyveload(process: Process) -> int:
     return 0
 
 
-def _load(process: Process, host: HostSystem, name: str, memory: int, wired: bool) -> int:
+def load_vm(host: HostSystem, name: str, memory: int, wired: bool) -> tuple[str, str]:
+    """A virtual machine with its memory, for a loader.
+
+    Args:
+        host: where.
+        name: of the virtual machine; one that exists is begun anew.
+        memory: bytes.
+        wired: whether its memory cannot be paged out.
+
+    Returns:
+        The call of libvmmapi that failed, and what perror(3) says of it; empty if all went well.
+    """
     _load_vmm(host)
     vmm = host.host.vmm
     step = "vm_create"
@@ -445,10 +489,9 @@ def _load(process: Process, host: HostSystem, name: str, memory: int, wired: boo
         step = "vm_setup_memory"
         vm.setup_memory(memory, wired=wired)
     except SimError as error:
-        process.err(f"{step}: {error.text}\n")
-        return 1
+        return step, error.text
     host.loaded.pop(name, None)
-    return 0
+    return "", ""
 
 
 def _show_loader(write: Callable[[bytes], None], image: GuestImage | None) -> None:
@@ -462,9 +505,12 @@ def _show_loader(write: Callable[[bytes], None], image: GuestImage | None) -> No
 
 
 @contextlib.contextmanager
-def _console(process: Process, host: HostSystem, path: str) -> Iterator[Callable[[bytes], None]]:
+def loader_console(
+    process: Process, host: HostSystem, path: str
+) -> Iterator[tuple[Callable[[bytes], None], OpenFile]]:
+    """Where a loader prints, and reads what is typed: a terminal, or its own standard files."""
     if path == "stdio":
-        yield process.out
+        yield process.out, process.file(0)
         return
     try:
         file = host.files.open(process, process.path(path), "rwn").reference()
@@ -474,35 +520,9 @@ def _console(process: Process, host: HostSystem, path: str) -> Iterator[Callable
     try:
         if isinstance(file.stream, OpenTty):
             _make_raw(file.stream.tty)
-        yield lambda data: file.stream.write(process, data)
+        yield lambda data: file.stream.write(process, data), file
     finally:
         file.release()
-
-
-def grub_bhyve(process: Process) -> int:
-    found, words = getopt(process, "r:m:nM:c:d:e:Se:vi:")
-    option = flags(found)
-    host = _host(process)
-    name = words[-1]
-    status = _load(process, host, name, int(option.get("M", "256")) << 20, "S" in option)
-    if status:
-        return status
-    disks = re.findall(r"\(hd\d+\)\s+(\S+)", _text(process, option.get("m", "")))
-    image = None
-    for disk in disks:
-        image = image or GuestImage.parse(host.image_at(disk) or b"")
-    with _console(process, host, option.get("c", "stdio")) as write:
-        write(b"\r\n                         GNU GRUB  version 2.00\r\n\r\ngrub> ")
-    if image is not None:
-        host.loaded[name] = image
-    return 0
-
-
-def _text(process: Process, path: str) -> str:
-    try:
-        return process.system.files.read(process.path(path)).decode("utf-8", "replace")
-    except SimError:
-        return ""
 
 
 # bhyvectl
@@ -605,5 +625,5 @@ _BHYVECTL: Mapping[str, Callable[[Process, HostSystem, Vm, str], None]] = {
 }  # fmt: skip
 
 COMMANDS: Mapping[str, Command] = {
-    "bhyve": bhyve, "bhyveload": bhyveload, "grub-bhyve": grub_bhyve, "bhyvectl": bhyvectl,
+    "bhyve": bhyve, "bhyveload": bhyveload, "bhyvectl": bhyvectl,
 }  # fmt: skip
