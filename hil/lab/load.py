@@ -16,11 +16,13 @@ from hil.pci.address import Address
 
 #: The lab that needs no file of the user's: it is part of hil.
 BUILT_IN = {"emulated": Path(__file__).with_name("emulated.toml")}
-#: The simulated labs, all with the devices of one inventory: releases and processor vendors.
+#: The simulated labs, all with the devices of one inventory: releases and processor vendors,
+#: and, after them, the image of their guests if it is not ``freebsd``.
 SIMULATED = tuple(
-    f"freebsd-{release}-{vendor}"
+    f"freebsd-{release}-{vendor}{guests}"
     for release in ("13.2", "14", "15", "current")
     for vendor in ("intel", "amd")
+    for guests in ("", *(("-linux", "-linux-uefi") if release == "15" else ()))
 )
 _SIMULATED = Path(__file__).with_name("simulated.toml")
 _HOST_IMAGE = "emulated:"
@@ -42,7 +44,9 @@ def load(lab: str) -> Lab:
     if lab.startswith(_HOST_IMAGE):
         return _with_host_image(*lab.removeprefix(_HOST_IMAGE).split(",", 1))
     if lab in SIMULATED:
-        return dataclasses.replace(parse(_read(_SIMULATED), _SIMULATED), name=lab)
+        found = parse(_read(_SIMULATED), _SIMULATED)
+        image = "-".join(lab.split("-")[3:]) or "freebsd"
+        return dataclasses.replace(found, name=lab, images={image: found.images[image]})
     path = _find(lab)
     found = parse(_read(path), path)
     secrets.remember(found)

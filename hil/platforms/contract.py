@@ -79,6 +79,10 @@ class Feature(enum.Enum):
     """The hypervisor can be told in several ways which function it is."""
     NMI = "nmi"
     POWER_CYCLE = "power-cycle"
+    LINE_INTERRUPTS = "line-interrupts"
+    """Line interrupts (INTx) of a passed function reach its guest, as messages do."""
+    RESTARTS_AFTER_TRIPLE_FAULT = "restarts-after-triple-fault"
+    """A guest whose CPU ends in a triple fault restarts by itself, as a machine would."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,6 +209,7 @@ class LinuxVfio(Platform):
         """What this host can do, tried out once."""
         deadline = Deadline(60, f"a look at what {self.host} can do")
         found = {Feature.GUEST_MEMORY, Feature.RAW_FRAMES, Feature.SRIOV, *self._more_features}
+        found |= {Feature.LINE_INTERRUPTS, Feature.RESTARTS_AFTER_TRIPLE_FAULT}
         facts = self.facts(deadline)
         version = re.match(r"QEMU (\d+)\.(\d+)", facts.hypervisor)
         if version and (int(version[1]), int(version[2])) >= _SAVES_TO_FILE:

@@ -20,7 +20,7 @@ def test_every_vector_delivers_each_message_once(device: BenchDevice, guest: Gue
 
 @pytest.mark.catalogue("IN1", bugs=[12, 13, 31])
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="edu", capability="msi", guest="linux")
+@pytest.mark.needs(device="edu", capability="msi", guest="linux", features=["line-interrupts"])
 def test_a_message_reaches_a_driver_in_user_space(device: BenchDevice, guest: Guest) -> None:
     interrupts.check_each_once(triggered_each(guest, device))
 

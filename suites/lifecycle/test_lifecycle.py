@@ -24,7 +24,13 @@ def test_the_device_works_after_each_reboot_of_the_guest(
 
 @pytest.mark.catalogue("LC2")
 @pytest.mark.danger(1)
-@pytest.mark.needs(device="nic", capability="flr", peer=True, guest="linux")
+@pytest.mark.needs(
+    device="nic",
+    capability="flr",
+    peer=True,
+    guest="linux",
+    features=["restarts-after-triple-fault"],
+)
 def test_the_device_works_after_a_triple_fault(device: BenchDevice, guest: Guest) -> None:
     guest.triple_fault()
     guest.wait_for_reboot()
