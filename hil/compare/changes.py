@@ -32,6 +32,8 @@ class Kind(enum.StrEnum):
     """Ran before; now skipped or blocked."""
     SKIP_REASON = "skip-reason"
     """Skipped or blocked before and now, for another reason."""
+    REPEATED = "repeated"
+    """Passed before; passes now too, but not at the first attempt: its emulator had died."""
     NEWLY_PASSING = "newly-passing"
     NEWLY_RUNNING = "newly-running"
     """Skipped, blocked or not reached before; passes now."""
@@ -60,8 +62,10 @@ class Standing:
     passed: int = 0
     ran: int = 0
     """How often it passed, of how often it was tried."""
+    late: int = 0
+    """How often it passed, but not at the first attempt."""
     reason: str = ""
-    """Why it did not pass, the latest time."""
+    """Why it did not pass, or not at once, the latest time."""
     fault: str = ""
     evidence: str = ""
     """Name of the run that has that."""
@@ -74,10 +78,10 @@ class Standing:
                 return self.state.value
             case State.SKIPPED:
                 return f"skipped: {self.reason}" if self.reason else "skipped"
-            case State.PASSING if self.ran == 1:
-                return "passed"
             case State.PASSING:
-                return f"passed {self.ran} of {self.ran}"
+                times = "" if self.ran == 1 else f" {self.ran} of {self.ran}"
+                late = "" if self.ran == 1 else f"{self.late} of these "
+                return f"passed{times}" + (f", {late}not at the first attempt" * bool(self.late))
         what = "failed" if self.state is State.FAILING else f"broken ({self.fault or 'test'})"
         return what if self.ran == 1 else f"{what}, passed {self.passed} of {self.ran}"
 
@@ -206,9 +210,11 @@ def standing(test: str, side: Side) -> Standing:
         if bad := [(run, o) for run, o in tried if o.status is status]:
             run, o = bad[-1]
             fault = o.fault or (Fault.PRODUCT.value if state is State.FAILING else "test")
-            return Standing(state, passed, len(tried), o.reason, fault, run.name)
+            return Standing(state, passed, len(tried), 0, o.reason, fault, run.name)
     if tried:
-        return Standing(State.PASSING, passed, passed, evidence=tried[-1][0].name)
+        late = [(run, o) for run, o in tried if o.attempt > 1]
+        run, o = (late or tried)[-1]
+        return Standing(State.PASSING, passed, passed, len(late), o.earlier, evidence=run.name)
     if found:
         run, o = found[-1]
         reason = f"blocked: {o.reason}" if o.status is Status.BLOCKED else o.reason
@@ -254,6 +260,8 @@ def _kind(old: Standing, new: Standing) -> Kind | None:
             return Kind.NEWLY_PASSING
         case ((State.SKIPPED | State.NOT_REACHED), State.PASSING):
             return Kind.NEWLY_RUNNING
+        case State.PASSING, State.PASSING if new.late and not old.late:
+            return Kind.REPEATED
     return None
 
 
@@ -275,11 +283,14 @@ def _speed(before: Side, after: Side, tests: Iterable[str]) -> tuple[Verdict, in
 
 
 def _seconds(test: str, side: Side) -> list[float | None]:
-    """By run: what the test took if it passed there; the median, if it was repeated."""
+    """By run: what the test took if it passed there at once; the median, if it ran several times.
+
+    A second attempt finds nothing of what others have made ready.
+    """
     found: list[float | None] = []
     for run in side.runs:
         outcomes = run.outcomes.get(test, ())
-        passed = [o.seconds for o in outcomes if o.status is Status.PASSED]
+        passed = [o.seconds for o in outcomes if o.status is Status.PASSED and o.attempt == 1]
         whole = passed and len(passed) == len(outcomes)
         found.append(statistics.median(passed) if whole else None)
     return found

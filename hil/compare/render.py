@@ -23,6 +23,7 @@ _TITLES: dict[Kind, tuple[str, str]] = {
     Kind.NOT_REACHED: ("not reached: the run was cut short", "yellow"),
     Kind.NEWLY_SKIPPED: ("no longer run", "yellow"),
     Kind.SKIP_REASON: ("skipped for another reason", "yellow"),
+    Kind.REPEATED: ("passing, but not at the first attempt", "yellow"),
     Kind.NEWLY_PASSING: ("newly passing", "bold green"),
     Kind.NEWLY_RUNNING: ("run now, and pass", "green"),
     Kind.NEW: ("new", "green"),
@@ -209,8 +210,8 @@ def as_json(comparison: Comparison, policy: Sequence[str]) -> dict[str, Any]:
     Keys: ``format`` (1), ``before`` and ``after`` (a list of runs each: ``name``, ``directory``,
     ``lab``, ``kind``, ``hil``, ``started``, ``complete``), ``notes``, ``changes`` (``kind``,
     ``test``, ``title``, ``area``, ``before``, ``after``: ``state``, ``passed``, ``ran``,
-    ``reason``, ``fault``, ``evidence``), ``differences`` (``what``, ``before``, ``after``),
-    ``speed`` (``judged``, ``silence``, ``together``, ``slower``, ``faster``: ``test``,
+    ``late``, ``reason``, ``fault``, ``evidence``), ``differences`` (``what``, ``before``,
+    ``after``), ``speed`` (``judged``, ``silence``, ``together``, ``slower``, ``faster``: ``test``,
     ``before``, ``after`` in seconds, ``p``), ``same``, ``violations``.
     """
 

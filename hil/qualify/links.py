@@ -26,7 +26,8 @@ def fragments(run: Run, outcomes: tuple[Outcome, ...]) -> dict[str, str]:
         try:
             result = json.loads(path.read_text("utf-8"))
             place = hashlib.md5(result["uuid"].encode(), usedforsecurity=False).hexdigest()
-            name, attempt = (result["fullName"], result["name"]), (result["start"], f"#{place}")
+            name = result["fullName"], result["name"]
+            attempt = result.get("start", 0), f"#{place}"
             found[name] = max(found.get(name, attempt), attempt)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue

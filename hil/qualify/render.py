@@ -15,12 +15,14 @@ import hil
 from hil.errors import LabError
 from hil.qualify.links import link_key
 from hil.qualify.verdict import Cell, Finding, Judgement, Line, Verdict
-from hil.reporting.text import on_paper, one_line
+from hil.reporting.text import on_paper, one_line, short
 
 #: Tests that the terminal shows of which the same is to be said; the page has all.
 SHOWN = 5
 #: Suites beside one another that a page of paper has room for.
 WIDE = 7
+#: Characters of one text that people are shown; JSON has all.
+TEXT = 1000
 
 _STYLES = {
     Judgement.QUALIFIED: ("✓", "bold green"),
@@ -114,13 +116,13 @@ def terminal(
         first, links_told = found[0], set[str]()
         mark, style = _STYLES[first.judgement]
         text = Text(f"{mark if not first.waiver else '≈'} ", style=style)
-        text.append(first.text, style="not bold default")
+        text.append(short(first.text, TEXT), style="not bold default")
         if len(found) > 1:
             text.append(f" ({len(found)} tests)", style="not bold default")
         put(text, indent)
         for finding in found[:SHOWN]:
             link = links.get(link_key(finding.run, finding.test), "")
-            for name in (finding.test, "" if link in links_told else link):
+            for name in (short(finding.test), "" if link in links_told else link):
                 # To be copied: never broken by us.
                 if name:
                     console.print(Text(f"{' ' * (indent + 2)}{name}", style="dim"), soft_wrap=True)
@@ -226,6 +228,14 @@ def _kind(cell: Cell) -> str:
     return "bad" if cell.judgement is Judgement.NOT_QUALIFIED else "lacking"
 
 
+def _shown(value: object) -> object:
+    """What the page shows of a value: texts that nobody could read, or lay out, are cut."""
+    from markupsafe import Markup
+
+    whole = not isinstance(value, str) or isinstance(value, Markup)
+    return value if whole else short(str(value), TEXT)
+
+
 def page(verdict: Verdict, links: Mapping[str, str]) -> str:
     """The verdict as one HTML page that needs no other file; its evidence is linked to."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -235,6 +245,7 @@ def page(verdict: Verdict, links: Mapping[str, str]) -> str:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -70,6 +70,8 @@ def weigh(
     if not doubt and (run.cycles or 1) < requirement.cycles:
         doubt = f"repeated {run.cycles or 'an unknown number of'} times, not {requirement.cycles}"
     test = key(outcome.test)
+    if not doubt and outcome.only_at:
+        doubt = f"{outcome.only_at} only: {outcome.earlier}"
     if not doubt and run.planned is not None and test not in run.planned:
         doubt = "unknown test: its run did not plan it"
     return Result(run, outcome, test, against, doubt)

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from hil.reporting.text import plain
+from hil.reporting.text import plain, short
 
 #: Of attempts; nothing is tried more often.
 ORDINALS = ("first", "second", "third", "fourth")
@@ -91,13 +91,13 @@ class Outcome:
 
     @property
     def title(self) -> str:
-        """The test's name as words: ``AS1 a device comes back [nic0]``."""
+        """The test's name as words, not too many: ``AS1 a device comes back [nic0]``."""
         name = self.test.rpartition("::")[2] or self.test
         name, bracket, parameters = name.partition("[")
         words = name.removeprefix("test_").replace("_", " ")
         if words.startswith("control "):
             words = f"control: {words.removeprefix('control ')}"
-        return " ".join(filter(None, (*self.catalogue, words, bracket + parameters)))
+        return short(" ".join(filter(None, (*self.catalogue, words, bracket + parameters))))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)

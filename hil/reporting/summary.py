@@ -9,7 +9,7 @@ from typing import Any
 
 from hil.reporting.outcome import ORDINALS, Outcome, Status
 from hil.reporting.run import Run, write_whole
-from hil.reporting.text import clean, on_paper, redact
+from hil.reporting.text import clean, on_paper, redact, short
 
 #: Tests named as the slowest, and names listed below one reason.
 SLOWEST, NAMES = 5, 6
@@ -134,7 +134,7 @@ def render(
     missing = not_run(run) if run is not None else ()
     if missing:
         parts.append(Text(f"did not run to the end ({len(missing)})", style="yellow"))
-        shown = [f"   {test}" for test in missing[:NAMES]]
+        shown = [f"   {short(test)}" for test in missing[:NAMES]]
         if len(missing) > NAMES:
             shown.append(f"   … and {len(missing) - NAMES} more")
         parts.append(Padding(Text("\n".join(shown), style="dim"), (0, 0, 1, 1)))

@@ -20,6 +20,7 @@ __all__ = [
     "one_line",
     "plain",
     "redact",
+    "short",
 ]
 
 #: Escape sequences of terminals: CSI, OSC and the two-byte ones (ECMA-48, 5.4 and 5.6).
@@ -120,6 +121,22 @@ def cut_middle(text: str, limit: int) -> str:
         return text
     head, tail = text[: limit // 2], text[-(limit - limit // 2) :]
     return f"{head}\n… {len(text) - limit} characters left out here …\n{tail}"
+
+
+def short(text: str, limit: int = 300) -> str:
+    """``text``, or its two ends with a note of the cut between them, on the same line.
+
+    For names as a person sees them: whoever wrote a file may have written names of a megabyte.
+
+    Args:
+        text: on one line.
+        limit: characters to keep, beside that note.
+    """
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    left_out = len(text) - limit
+    return f"{text[: limit - tail]} … {left_out} characters left out … {text[-tail:]}"
 
 
 def on_paper(width: int, *, colour: bool) -> tuple[Console, io.StringIO]:

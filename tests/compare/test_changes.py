@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,39 @@ def test_a_test_may_be_repeated_within_a_run(tmp_path: Path) -> None:
     run.add(outcome("test_t", "F"))
     (change,) = compare(side("a", tmp_path), side("b", tmp_path)).changes
     assert change.after.words == "failed, passed 1 of 2"
+
+
+def test_a_pass_at_the_second_attempt_is_a_change_but_no_failure(tmp_path: Path) -> None:
+    late = {"attempt": 2, "earlier": "guest g1 restarted by itself"}
+    make(tmp_path, "a", {"test_t": "P"})
+    run = make(tmp_path, "b", {}, planned=1)
+    first = replace(outcome("test_t", "b"), repeated=True, reason="gone")
+    run.add(first)
+    run.add(replace(outcome("test_t", "P"), **late))  # type: ignore[arg-type]
+    found = compare(side("a", tmp_path), side("b", tmp_path))
+    (change,) = found.changes
+    assert change.kind is Kind.REPEATED
+    told = "passed → passed, not at the first attempt: guest g1 restarted by itself"
+    assert told in " ".join(render.terminal(found, ()).split())
+    assert violations(found, ("newly-failing", "flaky", "incomplete")) == ()
+    assert violations(found, ("repeated",)) == ("repeated (1)",)
+    assert found.after.complete, "the attempt that was repeated is none of its tests"
+    again = compare(side("b", tmp_path), side("b", tmp_path))
+    assert again.changes == ()
+    make(tmp_path, "c", {"test_t": "P"})
+    both = compare(side("a", tmp_path), side("b,c", tmp_path))
+    assert both.changes[0].after.words == "passed 2 of 2, 1 of these not at the first attempt"
+    assert render.as_json(both, ())["changes"][0]["after"]["late"] == 1
+
+
+def test_what_a_second_attempt_took_is_not_compared(tmp_path: Path) -> None:
+    for number in range(4):
+        make(tmp_path, f"a{number}", {"test_t": ("P", 1.0), "test_u": ("P", 1.0)})
+        run = make(tmp_path, f"b{number}", {"test_u": ("P", 1.0)}, planned=2)
+        run.add(replace(outcome("test_t", "P", 9.0), attempt=2, earlier="it died"))
+    found = compare(side("a0,a1,a2,a3", tmp_path), side("b0,b1,b2,b3", tmp_path))
+    assert found.unjudged == 1
+    assert found.slower == ()
 
 
 def test_kernel_firmware_and_devices_that_differ_are_told(tmp_path: Path) -> None:

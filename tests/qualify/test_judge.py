@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,21 @@ def test_a_broken_test_counts_by_whose_fault_it_was(
 def test_what_could_not_judge_once_may_pass_later(tmp_path: Path) -> None:
     first = run_of(tmp_path, outcome("a", Status.BROKEN, fault="lab"))
     assert verdict_of(first, run_of(tmp_path, outcome("a"))).judgement is QUALIFIED
+
+
+def test_a_pass_at_the_second_attempt_is_none(tmp_path: Path) -> None:
+    text = POLICY + 'provenance = ["emulated"]\n'
+    dead = "guest g1 restarted by itself"
+    late = outcome("a", attempt=2, provenance="emulated", earlier=dead)
+    first = outcome("a", Status.BROKEN, provenance="emulated", fault="guest", repeated=True)
+    run = run_of(tmp_path, first, late, state={"tests": 1})
+    finding = only(verdict_of(run, text=text), NOT_ENOUGH, "passed, which does not count: ")
+    assert "at the second attempt only: guest g1 restarted by itself" in finding.text
+    plain = run_of(tmp_path, outcome("a", provenance="emulated"))
+    assert verdict_of(run, plain, text=text).judgement is QUALIFIED
+    again = replace(late, status=Status.BROKEN, fault="guest", reason="gone")
+    twice = run_of(tmp_path, first, again, state={"tests": 1})
+    only(verdict_of(twice, text=text), NOT_QUALIFIED, "broken (guest): gone")
 
 
 @pytest.mark.parametrize("status", [Status.SKIPPED, Status.BLOCKED])

@@ -118,6 +118,32 @@ def test_links_lead_to_the_test_within_a_report(tmp_path: Path) -> None:
     assert set(links(verdict, reports_of({"run0": directory}, "runs")).values()) == {"runs/run0/"}
 
 
+def test_a_name_of_a_megabyte_is_cut_for_people_and_whole_in_json(tmp_path: Path) -> None:
+    name = "x" * (1 << 20)
+    run = run_of(tmp_path, outcome(name, Status.FAILED, reason="y" * 5000), outcome("b"))
+    verdict = verdict_of(run)
+    shown = render.page(verdict, {})
+    assert len(shown) < 100_000
+    assert len(render.terminal(verdict, {})) < 10_000
+    for text in (Page(shown).text, render.terminal(verdict, {})):
+        assert " ".join(text.split()).count(" characters left out … ") == 2
+        assert "suites/reset/test_reset.py::test_xxx" in text
+    (finding,) = render.as_json(verdict)["lines"][0]["cells"][0]["findings"]
+    assert name in finding["test"]
+
+
+def test_the_link_of_a_repeated_test_is_that_of_its_last_attempt(tmp_path: Path) -> None:
+    directory = folder_of(tmp_path, [outcome("a", Status.FAILED)])
+    (directory / "report.html").touch()
+    for start in (5, 9, 7):
+        result = {"uuid": f"u{start}", "fullName": "suites.reset.test_reset#test_a"}
+        text = json.dumps({**result, "name": "a [nic0]", "start": start})
+        (directory / "allure-results" / f"{start}-result.json").write_text(text)
+    found = links(verdict_of(read(directory)), reports_of({"run0": directory}, "runs"))
+    place = hashlib.md5(b"u9").hexdigest()
+    assert found == {link_key("run0", id_of("a")): f"runs/run0/report.html#{place}"}
+
+
 def test_json_has_every_judgement(tmp_path: Path) -> None:
     data = render.as_json(failing(tmp_path))
     assert data["judgement"] == data["lines"][0]["judgement"] == "not qualified"
