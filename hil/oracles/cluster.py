@@ -9,7 +9,7 @@ from threading import Barrier, BrokenBarrierError
 from hil.bench import BenchDevice
 from hil.errors import LabError, ProductError
 from hil.guests.guest import Guest
-from hil.oracles import dma, ownership, picture
+from hil.oracles import dma, gpu_card, ownership, picture
 from hil.probes.display import Display
 from hil.probes.edu import edu_engine
 
@@ -70,8 +70,8 @@ def check_complete(formed: Mapping[Guest, Sequence[BenchDevice]]) -> None:
         ProductError: something of a card is missing in its guest.
     """
     for guest, devices in formed.items():
+        gpu_card.check_whole(guest, *devices)
         for device in devices:
-            ownership.check_guest_sees(guest, device)
             ownership.check_bars(guest, device)
             config = device.look().config
             if device.kind == "gpu" and (config.msix or config.msi):

@@ -81,21 +81,13 @@ def _check_tags(pair: Pair, tags: list[str], leak: bool) -> None:
     if leak:
         first = pair.guests[0]
         first.run(first.os.hold_text(), stdin=tags[1].encode() * 64).check()
-    with ThreadPoolExecutor(2) as pool:
-        for job in [
-            pool.submit(_check_memory, guest, own, foreign)
-            for guest, own, foreign in zip(pair.guests, tags, reversed(tags), strict=True)
-        ]:
-            job.result()
-
-
-def _check_memory(guest: Guest, own: str, foreign: str) -> None:
-    deadline = guest.limit(40, "the search of its memory")
-    if not guest.machine.search_physical(own, deadline):
-        raise ProductError(f"the memory of guest {guest.name} does not hold its own tag {own}")
-    places = guest.machine.search_physical(foreign, deadline)
-    if places:
-        raise ProductError(
-            f"guest {guest.name} holds bytes of the other guest",
-            seen=f"tag {foreign} at {', '.join(hex(p) for p in places[:10])}",
-        )
+    for guest, own, foreign in zip(pair.guests, tags, reversed(tags), strict=True):
+        deadline = guest.limit(40, "the search of its memory")
+        if not guest.machine.search_physical(own, deadline):
+            raise ProductError(f"the memory of guest {guest.name} does not hold its own tag {own}")
+        places = guest.machine.search_physical(foreign, deadline)
+        if places:
+            raise ProductError(
+                f"guest {guest.name} holds bytes of the other guest",
+                seen=f"tag {foreign} at {', '.join(hex(p) for p in places[:10])}",
+            )

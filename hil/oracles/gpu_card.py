@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 
 from hil.bench import BenchDevice
 from hil.deadline import poll
@@ -14,15 +15,15 @@ from hil.guests.os import SeenFunction
 from hil.platforms.contract import Function
 
 
-def check_whole(guest: Guest, device: BenchDevice) -> None:
-    """GP5: every function of the device is in the guest, as what it is on the host.
+def check_whole(guest: Guest, *devices: BenchDevice) -> None:
+    """GP5: every function of the devices is in the guest, as what it is on the host.
 
     Raises:
         ProductError: one is missing, or is another.
     """
     seen = {one.address: one for one in guest.functions()}
     wrong = []
-    for function in device.look_at_all():
+    for function in itertools.chain.from_iterable(device.look_at_all() for device in devices):
         where = guest.address_of(function.address)
         there = seen.get(where)
         if there is None:
@@ -31,7 +32,8 @@ def check_whole(guest: Guest, device: BenchDevice) -> None:
             wrong.append(f"{function.address}: at {where} is {there.vendor:04x}:{there.device:04x}")
     if wrong:
         raise ProductError(
-            f"guest {guest.name} has not the whole of {device}", seen="\n".join(wrong)
+            f"guest {guest.name} has not the whole of {', '.join(map(str, devices))}",
+            seen="\n".join(wrong),
         )
 
 

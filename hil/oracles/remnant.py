@@ -14,13 +14,18 @@ from hil.probes.device_memory import DeviceMemory, device_memory
 TOLD = 20
 
 
+def new_tag() -> int:
+    """For a pattern of 24 bits that stands nowhere yet; never 0."""
+    return secrets.randbelow((1 << 24) - 1) + 1
+
+
 def leave(memory: DeviceMemory, device: BenchDevice) -> int:
     """Fill the device's memory with a pattern from the guest that has it; the pattern's tag.
 
     Raises:
         LabError: it does not stand there afterwards, so that its absence would prove nothing.
     """
-    tag = secrets.randbelow((1 << 24) - 1) + 1
+    tag = new_tag()
     memory.mark(tag)
     held = sum(trace.length for trace in memory.search(tag))
     if held < memory.length // 2:

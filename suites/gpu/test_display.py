@@ -15,9 +15,11 @@ pytestmark = pytest.mark.needs(device="gpu", capture=True, guest="linux")
 
 @pytest.mark.catalogue("GP1", bugs=[16])
 @pytest.mark.danger(1)
-def test_the_driver_draws_and_every_pixel_arrives(device: BenchDevice, guest: Guest) -> None:
-    ownership.check_bars(guest, device)
-    with Display(guest, device) as display:
+def test_the_driver_draws_and_every_pixel_arrives(
+    device: BenchDevice, running_guest: Guest
+) -> None:
+    ownership.check_bars(running_guest, device)
+    with Display(running_guest, device) as display:
         picture.check_draws(display, device)
         picture.check_draws(display, device)
 
@@ -25,8 +27,8 @@ def test_the_driver_draws_and_every_pixel_arrives(device: BenchDevice, guest: Gu
 @pytest.mark.catalogue("GP1")
 @pytest.mark.danger(1)
 def test_control_one_pixel_that_was_drawn_otherwise_is_seen(
-    device: BenchDevice, guest: Guest
+    device: BenchDevice, running_guest: Guest
 ) -> None:
-    with Display(guest, device) as display:
+    with Display(running_guest, device) as display:
         with pytest.raises(ProductError, match="does not show what was drawn"):
             picture.check_draws(display, device, spoil=picture.flip_a_pixel)

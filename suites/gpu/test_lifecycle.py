@@ -17,13 +17,13 @@ pytestmark = pytest.mark.needs(device="gpu", capture=True, guest="linux")
 @pytest.mark.danger(1)
 @pytest.mark.needs(capability="flr")
 def test_the_card_draws_again_after_the_guests_second_boot(
-    device: BenchDevice, guest: Guest
+    device: BenchDevice, running_guest: Guest
 ) -> None:
-    with Display(guest, device) as display:
+    with Display(running_guest, device) as display:
         picture.check_draws(display, device)
-    guest.reboot()
-    ownership.check_bars(guest, device)
-    with Display(guest, device) as display:
+    running_guest.reboot()
+    ownership.check_bars(running_guest, device)
+    with Display(running_guest, device) as display:
         picture.check_draws(display, device)
 
 

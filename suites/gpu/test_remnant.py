@@ -15,9 +15,10 @@ from hil.probes.display import Display
 @pytest.mark.catalogue("GP8")
 @pytest.mark.danger(1)
 @pytest.mark.needs(device="gpu", capability="vram", guest="linux")
-def test_control_a_planted_remnant_is_found(device: BenchDevice, guest: Guest) -> None:
-    with device_memory(guest, device) as memory:
-        tag = remnant.leave(memory, device)
+def test_control_a_planted_remnant_is_found(device: BenchDevice, running_guest: Guest) -> None:
+    tag = remnant.new_tag()
+    with device_memory(running_guest, device) as memory:
+        memory.mark(tag)
         with pytest.raises(ProductError, match="a data leak"):
             remnant.check_nothing_left(memory, device, tag)
 
@@ -25,8 +26,8 @@ def test_control_a_planted_remnant_is_found(device: BenchDevice, guest: Guest) -
 @pytest.mark.catalogue("GP8")
 @pytest.mark.danger(1)
 @pytest.mark.needs(device="gpu", capture=True, guest="linux")
-def test_control_a_picture_that_stays_is_seen(device: BenchDevice, guest: Guest) -> None:
-    with Display(guest, device) as display:
+def test_control_a_picture_that_stays_is_seen(device: BenchDevice, running_guest: Guest) -> None:
+    with Display(running_guest, device) as display:
         drawn = picture.check_draws(display, device)
         with pytest.raises(ProductError, match="still shows"):
             picture.check_gone(device, drawn)
