@@ -29,6 +29,9 @@ def prove(
     release: Annotated[
         str, typer.Option(help="The simulated hosts: freebsd-RELEASE-intel and -amd.")
     ] = "15",
+    guests: Annotated[
+        str, typer.Option(help="What guests boot: freebsd; with release 15 linux or linux-uefi.")
+    ] = "freebsd",
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Runs at once.")] = 1,
     whole: Annotated[
         bool, typer.Option("--all", help="Run all tests with each bug, not first those naming it.")
@@ -46,7 +49,8 @@ def prove(
     from hil.lab.load import load
     from hil.simulated.faults import FAULTS, fault_named
 
-    labs = {vendor: f"freebsd-{release}-{vendor}" for vendor in ("intel", "amd")}
+    end = "" if guests == "freebsd" else f"-{guests}"
+    labs = {vendor: f"freebsd-{release}-{vendor}{end}" for vendor in ("intel", "amd")}
     for name in labs.values():
         load(name)
     paths = [suite(name) for name in suites or []] or [str(suites_folder())]
