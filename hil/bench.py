@@ -23,6 +23,7 @@ from hil.journal import Entry, Undo
 from hil.lab.models import LabKind
 from hil.pci.address import Address
 from hil.pci.budget import Windows
+from hil.pci.config import ConfigSpace
 from hil.platforms.contract import (
     Feature,
     Function,
@@ -178,6 +179,7 @@ class BenchDevice:
     rom: str = ""
     """A file on the host with its first function's option ROM."""
     reservation: Reservation | None = field(default=None, init=False)
+    _config_as_reserved: ConfigSpace | None = field(default=None, init=False, repr=False)
     used: bool = field(default=False, init=False)
     """Whether the last thing that happened to it was the end of a guest that had it."""
 
@@ -206,7 +208,15 @@ class BenchDevice:
             self.reservation = self.host.platform.reserve(
                 self.functions, self.host.limit(30, f"the reservation of {self}")
             )
+            self._config_as_reserved = self.look().config
             events.emit(events.PhaseReached(self.name, "reserved"))
+
+    @property
+    def config_as_reserved(self) -> ConfigSpace:
+        """Of its first function, when it was taken from the host's driver the last time."""
+        if self._config_as_reserved is None:
+            raise LabError(f"{self} was never reserved", host=self.host.name)
+        return self._config_as_reserved
 
     def give_back(self) -> None:
         """Return it to the host's driver; nothing happens if that is done already."""
@@ -349,6 +359,10 @@ class GuestPool:
         self._guests.append(guest)
         self._holders[guest] = devices
         return guest
+
+    def provide(self, host: BenchHost) -> None:
+        """Have now what guests on this host continue; else the first that continues it waits."""
+        self._template_of(host)
 
     def _template_of(self, host: BenchHost) -> Template | None:
         if host.shelf is None or Feature.TEMPLATES not in host.platform.features:

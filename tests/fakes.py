@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from hil.bench import BenchDevice, BenchHost
+from hil.console.console import loop
 from hil.deadline import Deadline
 from hil.errors import HilError, LabError, LabRefusalError
 from hil.guests.linux import LinuxGuest
@@ -236,6 +237,11 @@ class FakeMachine:
 
     def start(self, deadline: Deadline) -> None:
         self.at = MachineState.RUNNING
+        if self.spec.template is not None and (shell := self.spec.template.shell):
+            # In the saved guest's memory its console's shell waits; here it starts.
+            waits = """stty -echo -opost; sh -c 'IFS= read -r a; eval "$a"'"""
+            text = f"root\n{waits}\n{loop(shell[:8], shell[8:])}\n"
+            self.stream.write(text.encode())
 
     def save(self, path: str, deadline: Deadline) -> Template:
         self.at = MachineState.STOPPED

@@ -391,16 +391,7 @@ class Console:
             break
         self._raw = not met.match.group(1)
         self._nonce = first + second
-        # Each marker ends a line, for those who read the log.
-        marker = f'printf "%s%s%s%s\\n" {first} {second} "$HIL_T"'
-        self.send_line(
-            f"HIL_T=; HIL_E=$(printf '\\n_'); HIL_E=${{HIL_E%_}}; trap 'exit 130' INT; "
-            f'trap \'HIL_S=$?; test -z "$HIL_T" || {marker} "=x$HIL_S;"\' EXIT; '
-            f"while IFS= read -r HIL_L; do case $HIL_L in "
-            f"%*) HIL_T=${{HIL_L%% *}}; HIL_L=${{HIL_L#* }}; {marker} :; "
-            f'eval "$HIL_L"; HIL_S=$?; {marker} "=$HIL_S;"; HIL_T= ;; '
-            f'*) eval "$HIL_L";; esac; done'
-        )
+        self.send_line(loop(first, second))
         self._transact(b":", deadline, 0)
         self.log.kernel_ends_with_cr = self._raw
 
@@ -552,6 +543,20 @@ class _Spawn(_Base):
             fresh = buffers.buffer_type()
             fresh.write(data)
             setattr(self, name, fresh)
+
+
+def loop(first: str, second: str) -> str:
+    """The loop that evaluates lines, as one line for a POSIX shell; its marks begin so."""
+    # Each marker ends a line, for those who read the log.
+    marker = f'printf "%s%s%s%s\\n" {first} {second} "$HIL_T"'
+    return (
+        f"HIL_T=; HIL_E=$(printf '\\n_'); HIL_E=${{HIL_E%_}}; trap 'exit 130' INT; "
+        f'trap \'HIL_S=$?; test -z "$HIL_T" || {marker} "=x$HIL_S;"\' EXIT; '
+        f"while IFS= read -r HIL_L; do case $HIL_L in "
+        f"%*) HIL_T=${{HIL_L%% *}}; HIL_L=${{HIL_L#* }}; {marker} :; "
+        f'eval "$HIL_L"; HIL_S=$?; {marker} "=$HIL_S;"; HIL_T= ;; '
+        f'*) eval "$HIL_L";; esac; done'
+    )
 
 
 # Runs that are spelled alike: printable text, quotes, newlines; and what begins with any

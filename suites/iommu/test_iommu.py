@@ -95,9 +95,8 @@ def test_control_another_guests_memory_is_not_taken_for_the_owners(
 @pytest.mark.danger(2)
 @pytest.mark.needs(device="edu", features=["faults"])
 def test_dma_outside_the_guests_memory_faults_and_harms_nobody(
-    device: BenchDevice, guest: Guest, guests: GuestPool, canary: HostCanary
+    device: BenchDevice, guest: Guest, neighbour: Guest, canary: HostCanary
 ) -> None:
-    neighbour = guests.shared(host=device.host)
     strayed.check_blocked(device, guest)
     canary.check_intact()
     ownership.check_unharmed(guest)

@@ -17,16 +17,12 @@ from hil.probes import nic
 @pytest.mark.danger(1)
 @pytest.mark.needs(device=["nic", "nvme"], capability="flr")
 def test_registers_are_at_their_defaults_after_a_guest_powered_off(
-    device: BenchDevice, guests: GuestPool
+    device: BenchDevice, last_guest: Guest
 ) -> None:
-    guests.release(device)
-    device.reserve()
-    before = device.look().config
-    guest = guests.shared(device)
-    guest.power_off()
-    guest.destroy()
+    last_guest.power_off()
+    last_guest.destroy()
     reset.check_quiet(
-        before,
+        device.config_as_reserved,
         device.look().config,
         f"{device} after the guest's power-off",
         mastering=device.host.platform.masters_while_idle,
