@@ -151,7 +151,8 @@ def render(
     if run is not None and not run.complete:
         line.append("; " if line else "")
         line.append("incomplete: the run was cut short", style="yellow")
-    parts.append(line)
+    if line:
+        parts.append(line)
     plan = run.plan if run is not None else None
     for why, count in plan.not_for_lab.items() if plan is not None else ():
         tests = f"{count} test{'s' if count > 1 else ''}"

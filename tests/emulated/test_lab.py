@@ -15,7 +15,7 @@ import pytest
 
 from hil.console.console import Console
 from hil.deadline import Deadline, poll
-from hil.emulated.machine import DRHD_BASE, EmulatedLab
+from hil.emulated.machine import DRHD_BASE, ROM_FILE, EmulatedLab, rom
 from hil.errors import LabError
 from hil.iommu.registers import DrhdRegisters
 from hil.transport.base import Transport
@@ -76,6 +76,10 @@ def test_the_host_can_pass_devices(host: Transport) -> None:
     assert "0000:03:00.0/reset_method:flr bus" in text
     assert "0000:05:00.0/reset_method:pm bus" in text
     assert "0000:04:00.0/reset_method:bus\n" in text, "edu has no reset of its own"
+
+
+def test_the_host_has_the_option_rom_as_it_reads_it_in_the_card(host: Transport) -> None:
+    assert host.get(ROM_FILE, deadline=limit()) == rom()
 
 
 def test_the_clock_is_right(host: Transport) -> None:
@@ -215,6 +219,7 @@ def test_power_cycle(lab: EmulatedLab, host: Transport) -> None:
     host = lab.ssh(limit())
     assert sh(host, "cat /run/mark 2>/dev/null; cut -d. -f1 /proc/uptime").split()[:-1] == []
     assert "0000:04:00.0" in sh(host, "ls /sys/bus/pci/devices"), "edu stays plugged in"
+    assert host.get(ROM_FILE, deadline=limit()) == rom()
 
 
 def test_power_cycle_of_a_host_that_is_off(lab: EmulatedLab, host: Transport) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from hil.gpu.known import VENDORS, is_gpu, rest_of_card, vendor_of
+from hil.gpu.known import VENDORS, is_gpu, never_has, rest_of_card, vendor_of
 from hil.gpu.link import Link, links
 from hil.gpu.statement import statement
 from hil.pci.address import Address
@@ -38,12 +38,21 @@ def card(vendor: int, device: int, code: int = 0x030000, **more: object) -> Func
         (card(0x1002, 0x74A1, 0x120000), "AMD"),
         (card(0x8086, 0x56A0), "Intel"),
         (card(0x1AF4, 0x1050, 0x038000), "virtio-gpu"),
+        (card(0x1234, 0x1111, 0x038000), "QEMU's bochs-display"),
     ],
 )
 def test_a_card_s_vendor_is_known(found: Function, name: str) -> None:
     vendor = vendor_of(found)
     assert vendor is not None
     assert vendor.name == name
+
+
+def test_what_a_card_can_never_have_is_known_of_displays_only() -> None:
+    for ids in ((0x1AF4, 0x1050), (0x1234, 0x1111)):
+        assert never_has(*ids) == {"compute"}
+    # A vendor's card that we do not know, and nobody's: they may have anything.
+    for ids in ((0x10DE, 0x1B39), (0x1002, 0xFFFF), (0x8086, 0x56A0), (0x1A03, 0x2000)):
+        assert never_has(*ids) == set()
 
 
 @pytest.mark.parametrize(
