@@ -53,7 +53,10 @@ def run(
         int, typer.Option(min=0, max=3, help="Run nothing above it, even if the lab allows it.")
     ] = 3,
     cycles: Annotated[
-        int | None, typer.Option(min=1, help="How often tests of repetition repeat.")
+        int | None,
+        typer.Option(
+            min=1, help="How often tests of repetition repeat; by default 2, or 1 if emulated."
+        ),
     ] = None,
     watch: Annotated[
         float | None,

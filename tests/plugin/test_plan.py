@@ -22,6 +22,10 @@ def test_b(): pass
 @pytest.mark.needs(platform="freebsd-bhyve")
 def test_elsewhere(): pass
 """
+CYCLES = """
+@pytest.mark.danger(0)
+def test_a(cycles, request): (request.config.rootpath / "cycles").write_text(str(cycles))
+"""
 HERE = "suites/dma/test_it.py::"
 ELSEWHERE = {"they are for freebsd-bhyve": 1}
 
@@ -55,6 +59,14 @@ def test_what_options_leave_out_is_known(run_hil: RunHil) -> None:
     ran = run_hil(SUITE, "-k", "nic0", "--hil-cycles=7")
     assert ids(Run(ran.run).plan) == ({"test_a[nic0]"}, {"test_a[nic1]", "test_b"}, False)
     assert Run(ran.run).state["cycles"] == 7
+
+
+@pytest.mark.parametrize(("kind", "cycles"), [("physical", 2), ("emulated", 1)])
+def test_how_often_is_repeated_depends_on_the_lab(run_hil: RunHil, kind: str, cycles: int) -> None:
+    ran = run_hil(CYCLES, kind=kind)
+    ran.result.assert_outcomes(passed=1)
+    assert (ran.run.parents[1] / "cycles").read_text() == str(cycles)
+    assert Run(ran.run).state["cycles"] == cycles
 
 
 @pytest.mark.parametrize("argument", [HERE + "test_b", "suites/dma/test_it.py", "--ignore=x.py"])
