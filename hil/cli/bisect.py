@@ -28,7 +28,8 @@ def start(
     tests: Annotated[
         list[str],
         typer.Argument(
-            metavar="TESTS... [-- PYTEST ARGUMENTS]...", help="What fails, as hil run takes it."
+            metavar="TESTS",
+            help="What fails, as hil run takes it; arguments of pytest go after --.",
         ),
     ],
     bad: Annotated[str, typer.Option(metavar="COMMIT", help="One at which it fails.")],

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hil.cli.app import ASK, POWER, UP, JsonOption, LabOption, app, command, invocation, say
-from hil.cli.recover import held_by, lease_row, leases_of
+from hil.cli.recover import held_by, lease_row, leases_of, require_physical
 from hil.deadline import Deadline
 from hil.errors import InventoryError, LabError
 
 if TYPE_CHECKING:
     from hil.lab.models import Lab
 
-lab_app = typer.Typer(no_args_is_help=True, help="A lab by hand: up, down, status, ssh, console.")
+lab_app = typer.Typer(
+    no_args_is_help=True, help="A lab by hand: up, down, status, power, ssh, console."
+)
 app.add_typer(lab_app, name="lab")
 
 NameOption = Annotated[
@@ -34,7 +36,9 @@ NameOption = Annotated[
 @lab_app.command()
 @command
 def up(
-    name: NameOption = "",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="What to call it, where several are to be up.")
+    ] = "",
     simulated: Annotated[
         str,
         typer.Option(
@@ -64,7 +68,7 @@ def up(
     if fault and not simulated:
         raise InventoryError("only a simulated host has faults", hint="hil lab up --simulated HOST")
     kind = "simulated" if simulated else "emulated"
-    name = name or simulated.replace(".", "_") or kind
+    name = name or _name_of(simulated) or kind
     _check_name(name)
     if simulated and (host_image or guest_image or qemu or qemu_arg):
         raise InventoryError("a simulated host has no image and no QEMU", hint="leave out one")
@@ -157,13 +161,14 @@ def status(
 def power(
     action: Annotated[str, typer.Argument(metavar="state|on|off|cycle")],
     lab: LabOption,
-    host: Annotated[str, typer.Argument(metavar="[HOST]", help="A host of --lab.")] = "",
+    host: Annotated[str, typer.Argument(metavar="HOST", help="A host of --lab.")] = "",
 ) -> None:
     """Switch a physical host's power, or tell whether it has any. Asks nobody who uses it."""
     from hil.lab.load import load
     from hil.lab.power import power_of
 
     inventory = load(lab)
+    require_physical(inventory)
     host = _host(inventory, host)
     if action not in ("state", "on", "off", "cycle"):
         raise InventoryError(f"{action!r} is nothing to do with power", hint="state|on|off|cycle")
@@ -180,7 +185,10 @@ def power(
 @command
 def ssh(
     host: Annotated[
-        str, typer.Argument(metavar="[HOST] [-- COMMAND...]", help="A host of --lab.")
+        str,
+        typer.Argument(
+            metavar="HOST", help="A host of --lab. A command to run there goes after --."
+        ),
     ] = "",
     lab: LabOption = "emulated",
     name: NameOption = "emulated",
@@ -197,6 +205,11 @@ def ssh(
         _check_name(name)
         command = keeper.ssh_command(keeper.get(name), words)
     else:
+        kept = _name_of(inventory.name)
+        require_physical(
+            inventory,
+            hint=f"hil lab up --simulated {inventory.name}, then: hil lab ssh --name {kept}",
+        )
         entry = inventory.hosts[host]
         if entry.transport == "local":
             raise InventoryError(f"the host {host} is this very machine", hint="use its shell")
@@ -232,6 +245,11 @@ def console(
         return
     say(f"the console of {name}; Ctrl-] ends this, not the lab")
     keeper.talk(name)
+
+
+def _name_of(simulated: str) -> str:
+    """What the lab of a simulated host is called if nothing else is said."""
+    return simulated.replace(".", "_")
 
 
 def _check_name(name: str) -> None:

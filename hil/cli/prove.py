@@ -18,8 +18,9 @@ def prove(
     suites: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SUITES]... [-- PYTEST ARGUMENTS]...",
-            help="Names of suites, files, or pytest node ids; all by default.",
+            metavar="SUITES",
+            help="Names of suites, files, or pytest node ids; all by default. "
+            "Arguments of pytest go after --.",
         ),
     ] = None,
     fault: Annotated[

@@ -61,17 +61,27 @@ def held_by(lease: Lease) -> str:
     return f"held by {lease.holder or 'a process that left no record'}"
 
 
-def _each_host(inventory: Lab) -> Iterator[tuple[str, Platform]]:
-    """Each host of a physical lab, connected while it is looked at.  Takes no lease."""
-    from hil.lab.live import connect, platform_of
+def require_physical(inventory: Lab, hint: str = "name a physical lab with --lab") -> None:
+    """Refuse a lab that is made for each run.
+
+    Raises:
+        InventoryError: it is emulated or simulated.
+    """
     from hil.lab.models import LabKind
 
     if inventory.kind is not LabKind.PHYSICAL:
         raise InventoryError(
             f"the lab {inventory.name} is {inventory.kind}: each run makes one for itself, so "
             "nobody else can use it, and nothing of it stays",
-            hint="name a physical lab with --lab",
+            hint=hint,
         )
+
+
+def _each_host(inventory: Lab) -> Iterator[tuple[str, Platform]]:
+    """Each host of a physical lab, connected while it is looked at.  Takes no lease."""
+    from hil.lab.live import connect, platform_of
+
+    require_physical(inventory)
     for name in inventory.hosts:
         transport = connect(inventory, name, Deadline(ASK, f"a connection to {name}"))
         try:

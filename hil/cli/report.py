@@ -16,7 +16,9 @@ from hil.errors import HilError
 def report(
     run: Annotated[
         str,
-        typer.Argument(help="A run's folder, its name below the report directory, or its --tag."),
+        typer.Argument(
+            metavar="RUN", help="A run's folder, its name below the report directory, or its --tag."
+        ),
     ] = "latest",
     report_dir: Annotated[Path, typer.Option(help="Where reports are.")] = Path("reports"),
 ) -> None:

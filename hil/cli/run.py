@@ -33,8 +33,9 @@ def run(
     suites: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SUITES]... [-- PYTEST ARGUMENTS]...",
-            help="Names of suites (dma, reset …), files, or pytest node ids; all by default.",
+            metavar="SUITES",
+            help="Names of suites (dma, reset …), files, or pytest node ids; all by default. "
+            "Arguments of pytest go after --.",
         ),
     ] = None,
     lab: LabOption = "emulated",

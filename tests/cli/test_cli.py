@@ -401,3 +401,19 @@ def test_the_command_is_quick_to_start() -> None:
     code = code.replace("HEAVY", repr(["pydantic", "paramiko", "pytest", "rich.table", "pexpect"]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["ssh"], "hil lab up --simulated freebsd-13.2-amd, then: hil lab ssh --name freebsd-13_2"),
+        (["power", "cycle"], "name a physical lab"),
+    ],
+)
+def test_a_host_that_only_a_run_has_is_not_reached_by_hand(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["lab", *words, "--lab", "freebsd-13.2-amd"]) == 5
+    told = capsys.readouterr().err
+    assert "is simulated: each run makes one for itself" in told
+    assert hint in told
