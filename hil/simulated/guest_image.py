@@ -39,6 +39,8 @@ class GuestImage:
     """What the loader was told besides: it stands in a FreeBSD guest's kernel environment."""
     arguments: str = ""
     """A Linux kernel's command line, as its loader has given it."""
+    firmware: bool = False
+    """Whether it is the virtual machine's firmware that boots it."""
 
     def with_environment(self, values: Mapping[str, str]) -> GuestImage:
         """The same image, its loader told ``values``."""
@@ -50,7 +52,7 @@ class GuestImage:
 
     def contents(self) -> bytes:
         """The first bytes of the disk."""
-        told = ("environment", "arguments")
+        told = ("environment", "arguments", "firmware")
         values = {name: value for name, value in asdict(self).items() if name not in told}
         return json.dumps({_MARK: 1, **values}).encode() + b"\n"
 
@@ -79,6 +81,11 @@ class GuestImage:
             linux: kernel.contents(),
             initrd: b"070701",
         }
+
+    def booted_by_firmware(self) -> GuestImage:
+        """The same image, booted by firmware and its own loader."""
+        arguments = self.own_arguments if self.os == "linux" else ""
+        return replace(self, firmware=True, arguments=arguments)
 
     @property
     def own_arguments(self) -> str:

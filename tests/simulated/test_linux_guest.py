@@ -82,6 +82,12 @@ def test_the_boot_tells_of_kernel_functions_and_drivers(host: Machine, boot: Boo
     assert not any(classify(line) for line in said.splitlines())
 
 
+def test_firmware_tells_what_it_boots(host: Machine, boot: Boot) -> None:
+    said = boot(host, LINUX.booted_by_firmware()).expect(r"debian login: $")
+    assert said.startswith('BdsDxe: loading Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(')
+    assert said.index("Loading initial ramdisk ...") < said.index("Linux version")
+
+
 def test_only_root_logs_in_and_may_leave_again(host: Machine, boot: Boot) -> None:
     guest = boot(host)
     guest.expect(r"login: $")

@@ -312,9 +312,7 @@ class _Machine:
         disks = (GuestImage.parse(head or b"") for head in heads)
         disk = next((image for image in disks if image is not None), None)
         if self._config.bootrom:
-            if disk is not None and disk.os == "linux":
-                return replace(disk, arguments=disk.own_arguments)
-            return disk
+            return disk and disk.booted_by_firmware()
         loaded = self._host.loaded.get(self._config.name)
         if loaded is None or loaded.os != "linux" or disk is None or disk.os != "linux":
             return loaded

@@ -119,6 +119,9 @@ class LinuxGuest(Guest):
     # ---- boot ------------------------------------------------------------------------
 
     def _boot(self) -> None:
+        if self.image.firmware:
+            words = text.FIRMWARE.format(release=self.image.release)
+            self._transmit(words.replace("\n", "\r\n").encode())
         for line in self.kernel.boot_lines():
             if line.voice is Voice.KERNEL:
                 self._kernel_says(line.text)
