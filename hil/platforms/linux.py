@@ -7,12 +7,11 @@ Documentation/PCI/pci-iov-howto.rst of the Linux kernel.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from hil import events
@@ -40,7 +39,6 @@ from hil.pci.config import ConfigSpace
 from hil.platforms import linux_undo
 from hil.platforms.bar_windows import address_bits, q35
 from hil.platforms.contract import (
-    Bar,
     Canary,
     Feature,
     Function,
@@ -55,12 +53,12 @@ from hil.platforms.contract import (
 from hil.platforms.linux_canary import FileCanary
 from hil.platforms.linux_guest import QemuMachine
 from hil.platforms.linux_memory import KcoreMemory, read_device_memory
+from hil.platforms.linux_survey import STUB, SURVEY, parse_survey
 from hil.platforms.reserving import passable, raise_all
 from hil.transport.agent import Agent, AgentEndedError, program
 from hil.transport.base import Result, Transport
 
 SYSFS = "/sys/bus/pci/devices"
-STUB = "vfio-pci"
 ACPI = "/sys/firmware/acpi/tables"
 #: The first QEMU that migrates to and from files.
 _SAVES_TO_FILE = (8, 2)
@@ -90,27 +88,6 @@ class _Registers:
             return self.out_of_band.drhd_registers()[:length]
         return read_device_memory(self.transport, address, length, self.deadline)
 
-
-# One process lists everything: a spawn costs milliseconds under emulation.
-_SURVEY = r"""
-cd /sys/bus/pci/devices || exit 1
-set -- ${1:-*}
-stat -c 'size %n %s' $(printf '%s/config ' "$@")
-echo "configs $(cat $(printf '%s/config ' "$@") | base64 -w 0)"
-find $(printf '%s/ ' "$@") -maxdepth 1 -type l -printf 'link %h %f %l\n'
-grep -sH '' $(printf '%s/vendor %s/device %s/resource %s/reset_method %s/sriov_totalvfs ' \
-    $(for d in "$@"; do echo "$d $d $d $d $d"; done)) | sed 's/^/text /'
-find /sys/class/net /sys/class/block -type l -printf 'interface %f %l\n'
-for part in /sys/class/net/*/lower_* /sys/class/block/*/slaves/*; do
-    [ -e "$part" ] && echo "part $part"
-done
-sed 's/^/mount /' /proc/mounts
-sed 1d /proc/swaps | sed 's/^/swap /'
-[ -n "$SSH_CONNECTION" ] && echo "ssh $SSH_CONNECTION"
-ip -o addr 2>/dev/null | sed 's/^/addr /'
-awk '$2 == "00000000" { print "default", $1 }' /proc/net/route
-exit 0
-"""
 
 _BIND = r"""
 d=/sys/bus/pci/devices/$1
@@ -286,7 +263,7 @@ class LinuxVfio(Platform):
         agent = self._agent(deadline)
         if agent is not None:
             return str(agent.ask("survey", deadline, pattern=pattern))
-        command = ["sh", "-c", _SURVEY, "hil", pattern]
+        command = ["sh", "-c", SURVEY, "hil", pattern]
         return self.transport.run(command, deadline=deadline).check().stdout
 
     def _agent(self, deadline: Deadline) -> Agent | None:
@@ -641,180 +618,3 @@ class LinuxVfio(Platform):
 
     def _sh(self, script: str, *arguments: object, deadline: Deadline) -> str:
         return self._script(script, *arguments, deadline=deadline).check().stdout
-
-
-# ---- parsers: text in, values out ------------------------------------------------
-
-_PCI = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-
-#: ioport.h: IORESOURCE_* flags as sysfs prints them.
-_IO, _MEM, _PREFETCH, _MEM_64 = 0x100, 0x200, 0x2000, 0x100000
-
-
-@dataclass
-class _Draft:
-    config: bytes
-    links: dict[str, str]
-    resources: list[tuple[int, int, int]]
-    ids: dict[str, int] = field(default_factory=dict)
-    reset_methods: tuple[str, ...] = ()
-    total_vfs: int = 0
-
-
-def parse_survey(text: str, host: str = "") -> tuple[Function, ...]:
-    """Functions from what the survey script printed.
-
-    Raises:
-        LabError: on a line that is none of the script's, which it shows.
-    """
-    sizes: dict[str, int] = {}
-    drafts: dict[str, _Draft] = {}
-    interfaces: dict[str, list[str]] = {}
-    in_use: dict[str, str] = {}
-    addresses: list[tuple[str, str]] = []
-    mounted: dict[str, str] = {}
-    management: set[str] = set()
-    parts: list[tuple[str, str]] = []
-    layers: list[tuple[str, str]] = []
-    kinds = {"net": layers, "block": parts}
-    ssh_address = ""
-    # Not splitlines(): a mount point's name may hold what that takes for a line's end.
-    for line in text.split("\n"):
-        kind, _, rest = line.partition(" ")
-        try:
-            if kind == "size":
-                path, _, size = rest.rpartition(" ")
-                sizes[path.removesuffix("/config")] = int(size)
-            elif kind == "configs":
-                data = base64.b64decode(rest, validate=True)
-                for name, length in sizes.items():
-                    drafts[name] = _Draft(data[:length], {}, [])
-                    data = data[length:]
-            elif kind == "link":
-                where, name, target = rest.split(" ", 2)
-                drafts[where.rstrip("/")].links[name] = target
-            elif kind == "text":
-                _take_text(drafts, rest)
-            elif kind == "interface":
-                name, target = rest.split(" ", 1)
-                found = _PCI.findall(target)
-                if found:
-                    # A multipath NVMe's path device nvme0c1n1 serves the disk nvme0n1.
-                    name = re.sub(r"^(nvme\d+)c\d+(n\d+)$", r"\1\2", name)
-                    interfaces.setdefault(found[-1], []).append(name)
-            elif kind in ("mount", "swap"):
-                device, where = [*rest.split(), ""][:2]
-                if device.startswith("/dev/"):
-                    use = "swap" if kind == "swap" else where
-                    _use_disk(mounted, device.removeprefix("/dev/"), f"disk mounted at {use}")
-            elif kind == "part":
-                # /sys/class/net/br0/lower_eth0, /sys/class/block/dm-0/slaves/sda3
-                words = rest.split("/")
-                kinds[words[3]].append((words[4], words[-1].removeprefix("lower_")))
-            elif kind == "ssh":
-                ssh_address = rest.split()[2]
-            elif kind == "addr":
-                words = rest.split()
-                addresses.append((words[1], words[3].partition("/")[0]))
-            elif kind == "default":
-                management.add(rest.strip())
-            elif line.strip():
-                raise ValueError("no such kind of line")
-        except (ValueError, IndexError, KeyError) as error:
-            raise LabError(
-                f"cannot read a line of what {host or 'the host'} says of its PCI functions",
-                host=host,
-                seen=line[:300],
-                hint=f"({error}) report it with this line",
-            ) from error
-    management |= {name for name, address in addresses if address == ssh_address}
-    for _ in layers:  # a VLAN on a bridge on a bond …
-        management |= {lower for upper, lower in layers if upper in management}
-    for upper, lower in parts:
-        # LVM, RAID, encryption: what it carries is not asked, it is in use.
-        _use_disk(mounted, lower, f"disk below {upper}")
-    for address, names in interfaces.items():
-        uses = [mounted[name] for name in names if name in mounted]
-        uses += ["management NIC" for name in names if name in management]
-        if uses:
-            in_use[address] = "root disk" if "disk mounted at /" in uses else uses[-1]
-    functions = []
-    for name, draft in sorted(drafts.items()):
-        own = tuple(sorted(interfaces.get(name, ())))
-        try:
-            functions.append(_function(name, draft, own, in_use.get(name, "")))
-        except (ValueError, HilError) as error:
-            raise LabError(
-                f"cannot make sense of what {host or 'the host'} says of {name[:60]!r}",
-                host=host,
-                seen=str(error)[:1000],
-            ) from error
-    return tuple(functions)
-
-
-def _use_disk(uses: dict[str, str], name: str, use: str) -> None:
-    """Note what a disk or partition is for, the first use of it that is told."""
-    uses.setdefault(name, use)
-    # A partition of a multipath NVMe stands below no PCI function; its disk does.
-    partition = re.fullmatch(r"(nvme\d+n\d+)p\d+", name)
-    if partition:
-        uses.setdefault(partition[1], use)
-
-
-def _take_text(drafts: dict[str, _Draft], text: str) -> None:
-    """One line of grep -H: ``0000:01:00.0/resource:0x… 0x… 0x…``."""
-    name, _, rest = text.partition("/")
-    attribute, _, value = rest.partition(":")
-    draft = drafts[name]
-    if attribute == "resource":
-        start, end, flags = (int(word, 16) for word in value.split())
-        draft.resources.append((start, end, flags))
-    elif attribute in ("vendor", "device"):
-        draft.ids[attribute] = int(value, 16)
-    elif attribute == "reset_method":
-        draft.reset_methods = tuple(value.split())
-    elif attribute == "sriov_totalvfs":
-        draft.total_vfs = int(value)
-    else:
-        raise ValueError(f"no attribute {attribute}")
-
-
-def _function(name: str, draft: _Draft, interfaces: tuple[str, ...], in_use: str) -> Function:
-    def link(key: str) -> str:
-        return draft.links.get(key, "").rpartition("/")[2]
-
-    config = ConfigSpace(draft.config)
-    driver = link("driver") or None
-    # Bridges have only two BARs, and the lines after the sixth are ROM and SR-IOV.
-    count = 6 if config.header_type == 0 else 2
-    bars = tuple(
-        Bar(
-            index=index,
-            address=start,
-            size=end - start + 1,
-            memory=bool(flags & _MEM),
-            prefetchable=bool(flags & _PREFETCH),
-            wide=bool(flags & _MEM_64),
-        )
-        for index, (start, end, flags) in enumerate(draft.resources[:count])
-        if flags & (_IO | _MEM)
-    )
-    vfs = [key for key in draft.links if re.fullmatch(r"virtfn\d+", key)]
-    return Function(
-        address=Address.parse(name),
-        vendor=draft.ids.get("vendor", config.vendor),
-        device=draft.ids.get("device", config.device),
-        config=config,
-        driver=driver,
-        reserved=driver == STUB,
-        group=int(link("iommu_group")) if link("iommu_group") else None,
-        bars=bars,
-        reset_methods=draft.reset_methods,
-        physical_function=Address.parse(link("physfn")) if link("physfn") else None,
-        virtual_functions=tuple(
-            Address.parse(link(key)) for key in sorted(vfs, key=lambda key: int(key[6:]))
-        ),
-        total_vfs=draft.total_vfs,
-        interfaces=interfaces,
-        in_use_as=in_use,
-    )

@@ -9,7 +9,8 @@ import pytest
 from hil.errors import LabError
 from hil.guests.linux import LinuxGuest
 from hil.pci.address import Address
-from hil.platforms.linux import LinuxVfio, parse_survey
+from hil.platforms.linux import LinuxVfio
+from hil.platforms.linux_survey import parse_survey
 from hil.transport.local import LocalTransport
 from tests.fakes import soon
 

@@ -9,7 +9,7 @@ import pytest
 
 from hil.errors import InventoryError, LabError, LabRefusalError, ProductError
 from hil.pci.address import Address
-from hil.platforms import linux, linux_undo
+from hil.platforms import linux, linux_survey, linux_undo
 from hil.platforms.contract import GuestSpec
 from hil.platforms.linux import LinuxVfio
 from tests.fakes import Answer, FakeTransport, config, soon
@@ -48,7 +48,7 @@ class Sysfs:
             return 0, "[    1.0] the kernel's log", ""
         script, arguments = command[2], list(command[4:])
         scripts: dict[str, Callable[..., Answer]] = {
-            linux._SURVEY: self.survey,
+            linux_survey.SURVEY: self.survey,
             linux._BIND: self.bind,
             linux_undo.HELD: lambda name: (0 if name in self.held else 1, "", ""),
         }

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hil.errors import LabError
 from hil.pci.address import Address
 from hil.platforms.contract import Bar
-from hil.platforms.linux import LinuxVfio, parse_survey
+from hil.platforms.linux import LinuxVfio
+from hil.platforms.linux_survey import parse_survey
 from tests.fakes import FLR, MSIX, FakeTransport, config, soon
 from tests.platforms.survey import ROOT, Written, survey
 
