@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 
-from hil.pci.config import ConfigSpace, describe
+from hil.pci.config import ConfigSpace
+from hil.pci.words import describe
 
 
 def difference(before: ConfigSpace, after: ConfigSpace) -> str:
     """A unified difference of both descriptions, without context; empty if they agree.
 
-    Only what :func:`hil.pci.config.describe` shows counts: bytes of capabilities that
+    Only what :func:`hil.pci.words.describe` shows counts: bytes of capabilities that
     it does not parse are compared as one line, ``other bytes``.
     """
     lines = difflib.unified_diff(

@@ -8,9 +8,10 @@ import pytest
 
 from hil.emulated.qtest import QTest
 from hil.pci.address import Address
-from hil.pci.config import ConfigSpace, PortType, describe
+from hil.pci.config import ConfigSpace, PortType
 from hil.pci.diff import difference
 from hil.pci.reset import defaults_after_reset, reset_facts
+from hil.pci.words import describe
 
 DEVICES = {
     "igb": ("01:00.0", "igb"),

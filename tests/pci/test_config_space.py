@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hil.errors import LabError
-from hil.pci.config import BarRegister, ConfigSpace, PortType, describe, registers
+from hil.pci.config import BarRegister, ConfigSpace, PortType
 from hil.pci.diff import difference
 from hil.pci.reset import defaults_after_reset, reset_facts
+from hil.pci.words import describe, registers
 
 
 class Builder:
