@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
 
 from hil.deadline import Deadline, poll
+from hil.errors import InventoryError
+from hil.lab.assemble import bench_of
+from hil.lab.live import open_lab
+from hil.lab.load import load
 from hil.simulated.host import SimulatedHost
 from tests.simulated.machine import Outcome, run
 
@@ -136,3 +141,39 @@ def test_bhyveload_finds_nothing_on_a_linux_disk(host: SimulatedHost) -> None:
     found = run(host.system, "bhyveload -m 256M -d /vm/linux.img g1")
     assert "ERROR: cannot open /boot/lua/loader.lua" in found.text
     assert "g1" not in host.system.loaded
+
+
+# ---- what hil makes of it -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "seen"),
+    [
+        (
+            {"kernel": "/vm/linux/none"},
+            "GRUB loaded nothing for guest plain-1: can't open `/vm/linux/none': No such file",
+            "exit_reason\t33",
+        ),
+        (
+            {"kernel": None, "initrd": None, "grub_root": "hd0,msdos1", "root": "/vm/guest.img"},
+            "GRUB found nothing to boot for guest plain-1 on hd0,msdos1, and waits at its prompt",
+            "grub>",
+        ),
+    ],
+)
+def test_a_guest_that_grub_does_not_load_is_the_inventorys_fault(
+    change: dict[str, str | None], words: str, seen: str
+) -> None:
+    lab = load("freebsd-15-intel-linux")
+    images = {name: entry.model_copy(update=change) for name, entry in lab.images.items()}
+    deadline = Deadline(300, "the lab")
+    with open_lab(dataclasses.replace(lab, images=images), deadline) as live:
+        bench = bench_of(live, deadline)
+        with pytest.raises(InventoryError) as raised:
+            bench.guests.fresh(host=bench.host)
+        assert raised.value.message.startswith(words)
+        assert seen in raised.value.seen
+        assert "\x1b" not in raised.value.seen
+        bench.close()
+        left = bench.host.platform.transport.run(["ls", "/dev/vmm"], deadline=deadline)
+        assert left.status != 0
