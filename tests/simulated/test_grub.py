@@ -107,6 +107,17 @@ def test_what_it_refuses(host: SimulatedHost, command: str, status: int, words: 
     assert words in found.err.decode()
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("/vm/linux.img", "missing `(' symbol"), ("(hd0)", "filename expected")],
+)
+def test_a_device_map_that_is_none(host: SimulatedHost, line: str, words: str) -> None:
+    host.system.files.write("/root/g/device.map", f"{line}\n".encode())
+    found = grub(host, "-M 256 -r host -d /root/g", LINUX)
+    assert found.status == 1
+    assert found.err.decode() == f"grub-bhyve: error: /root/g/device.map:1: {words}.\n"
+
+
 def test_wired_memory_must_be_the_same_for_loader_and_bhyve(host: SimulatedHost) -> None:
     grub(host, "-M 256 -r host -d /root/g", LINUX)
     refused = run(host.system, f"{BHYVE} -S g1")

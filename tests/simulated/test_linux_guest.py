@@ -207,6 +207,20 @@ def test_what_is_held_stands_in_guest_memory(host: Machine, boot: Boot) -> None:
     assert guest.vm.read(0, guest.vm.memory_size).count(b"hil-5f1d9a\n") == 1
 
 
+def test_ip_shows_and_changes_addresses(host: Machine, boot: Boot) -> None:
+    guest = boot(host, devices={8: "nic0"})
+    guest.log_in()
+    guest.run("ip link set enp0s8 up; ip addr add 192.0.2.1/24 dev enp0s8")
+    shown = guest.run("ip addr show dev enp0s8")
+    assert "<BROADCAST,MULTICAST,UP,LOWER_UP>" in shown
+    assert "inet 192.0.2.1/24 scope global enp0s8" in shown
+    assert "File exists" in guest.run("ip addr add 192.0.2.1/24 dev enp0s8")
+    guest.run("ip addr del 192.0.2.1/24 dev enp0s8; ip link set dev enp0s8 down")
+    assert "192.0.2.1" not in guest.run("ip addr")
+    assert "Cannot find device" in guest.run("ip link set enp0s9 up")
+    assert "is unknown" in guest.run("ip teapot")
+
+
 # ---- SSH and Python -----------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from hil.simulated.errno import Errno, SimError
 from hil.simulated.files import Regular
 from hil.simulated.guest_image import GuestImage, LinuxKernelFile
 from hil.simulated.host_system import HostSystem
-from hil.simulated.process import Command, OpenFile, Process
+from hil.simulated.process import Command, Exit, OpenFile, Process
 
 _DIRECTORY, _CONFIG, _MAP = "/boot/grub", "grub.cfg", "/boot/grub/device.map"
 #: What ncurses sends to a vt100 as it begins, and as it ends.
@@ -133,10 +133,11 @@ class _Grub:
             if not words or words[0].startswith("#"):
                 continue
             match = re.fullmatch(r"\(([hfc]d\d+)\)", words[0])
-            if match is None:
-                self._process.err(f"grub-bhyve: error: {path}:{number}: missing `(' symbol.\n")
-                raise _Done
-            if len(words) > 1 and self._host.files.exists(words[1]):
+            if match is None or len(words) < 2:
+                wrong = "filename expected" if match else "missing `(' symbol"
+                self._process.err(f"grub-bhyve: error: {path}:{number}: {wrong}.\n")
+                raise Exit(1)
+            if self._host.files.exists(words[1]):
                 found[match[1]] = words[1]
         return found
 

@@ -117,29 +117,34 @@ def modprobe(process: Process) -> int:
 
 
 def ip(process: Process) -> int:
-    """``ip link set``, ``ip [-br] link``, ``ip addr add|replace|del|show|flush``."""
+    """``ip link set``, ``ip addr add|replace|del|flush``; both show without a verb."""
     words = [word for word in process.arguments[1:] if not word.startswith("-")]
+    what = words[0] if words else ""
+    verb, *rest = words[1:] or ["show"]
+    addresses = "address".startswith(what)
+    if not what or not (addresses or "link".startswith(what)):
+        process.err(f'Object "{what}" is unknown, try "ip help".\n')
+        return 1
     interfaces: Mapping[str, Interface] = process.system.kernel.interfaces()
-    what, verb, *rest = [*words, "show"] if len(words) == 1 else [*words, "", ""][: len(words) or 2]
     device = rest[rest.index("dev") + 1] if "dev" in rest[:-1] else ""
-    if what == "link" and not device and rest:
+    if not addresses and not device and rest:
         device = rest[0]
     if device and device not in interfaces:
         process.err(f'Cannot find device "{device}"\n')
         return 1
-    if not device and verb != "show":
+    if verb in ("show", "list", "ls"):
+        for number, interface in enumerate(interfaces.values(), 1):
+            if device in ("", interface.name):
+                _show(process, number, interface, addresses=addresses)
+        return 0
+    if not device:
         process.err('Not enough information: "dev" argument is required.\n')
         return 255
-    if "link".startswith(what) and verb == "set":
-        for word in rest:
-            if word in ("up", "down"):
-                interfaces[device].set_up(word == "up")
-        return 0
-    if "address".startswith(what) and verb in ("add", "replace", "del", "flush"):
+    if addresses:
         return _address(process, interfaces[device], verb, rest)
-    for number, interface in enumerate(interfaces.values(), 1):
-        if not device or interface.name == device:
-            _show(process, number, interface, addresses=what.startswith("a"))
+    for word in rest:
+        if word in ("up", "down"):
+            interfaces[device].set_up(word == "up")
     return 0
 
 
@@ -149,13 +154,15 @@ def _address(process: Process, interface: Interface, verb: str, words: Sequence[
         return 0
     try:
         address = ipaddress.IPv4Interface(words[0])
-    except (ValueError, IndexError):
-        process.err(f'Error: any valid prefix is expected rather than "{"".join(words[:1])}".\n')
+    except ValueError:
+        process.err(f'Error: any valid prefix is expected rather than "{words[0]}".\n')
         return 1
     known = address in interface.addresses
-    if (verb == "add") == known and verb != "replace":
-        words_of = "RTNETLINK answers: File exists" if known else "RTNETLINK answers: Cannot assign"
-        process.err(f"{words_of}\n")
+    if verb == "add" and known:
+        process.err("RTNETLINK answers: File exists\n")
+        return 2
+    if verb == "del" and not known:
+        process.err("RTNETLINK answers: Cannot assign requested address\n")
         return 2
     if verb == "del":
         interface.addresses.remove(address)

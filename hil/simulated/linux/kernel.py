@@ -23,7 +23,7 @@ from hil.simulated.linux import text
 from hil.simulated.linux.drivers import DRIVERS, Bound, Driver
 from hil.simulated.machine import locked
 from hil.simulated.newbus import Device
-from hil.simulated.pci import PM, PciFunction
+from hil.simulated.pci import PCIE, PM, PciFunction
 
 if TYPE_CHECKING:
     from hil.simulated.passthru import Passthru
@@ -117,7 +117,7 @@ class LinuxKernel(GuestKernel):
         lines = []
         for device in self.pci.values():
             function = device.function
-            kind = "conventional PCI endpoint" if not function.capability(0x10) else "PCIe Endpoint"
+            kind = "conventional PCI endpoint" if not function.capability(PCIE) else "PCIe Endpoint"
             lines.append(
                 f"pci {device.name}: [{function.vendor:04x}:{function.device:04x}] type 00 class "
                 f"{function.class_code:#08x} {kind}"
