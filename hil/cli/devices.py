@@ -75,13 +75,30 @@ def function_row(host: str, function: Function) -> dict[str, str | int | None]:
 def _print_functions(title: str, functions: Iterable[Function]) -> None:
     from rich.table import Table
 
+    heads = {"capabilities": "has", "in_use_as": "in use as"}
+    known = ("address", "id", "class", "driver", "group", "resets", "capabilities", "in_use_as")
+    rows = [
+        {key: "" if value is None else str(value) for key, value in function_row("", f).items()}
+        for f in functions
+    ]
+    # Without columns that say nothing of any function: a terminal may be narrow.
+    cells = {
+        heads.get(column, column): [row[column] for row in rows]
+        for column in known
+        if any(row[column] for row in rows)
+    }
+    console = stdout()
+    natural = sum(max(map(len, [head, *texts])) + 2 for head, texts in cells.items())
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    columns = ("address", "id", "class", "driver", "group", "resets", "capabilities", "in_use_as")
-    for column in columns:
-        fixed = column in ("address", "id")
-        table.add_column(column.replace("_", " "), no_wrap=fixed, overflow="fold")
-    for function in functions:
-        row = function_row("", function)
-        cells = ["" if row[column] is None else str(row[column]) for column in columns]
-        table.add_row(*cells, style="yellow" if function.in_use_as else None)
-    stdout().print(table, markup=False)
+    for head, texts in cells.items():
+        longest = max(len(word) for text in [head, *texts] for word in text.split())
+        wraps = head in ("class", "in use as") and natural > console.width
+        table.add_column(
+            head,
+            no_wrap=head in ("address", "id", "driver"),
+            overflow="fold",
+            width=longest if wraps else None,  # no word of these two is broken
+        )
+    for function, row in zip(rows, zip(*cells.values(), strict=True), strict=True):
+        table.add_row(*row, style="yellow" if function["in_use_as"] else None)
+    console.print(table, markup=False)

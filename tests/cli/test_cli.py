@@ -349,9 +349,46 @@ def test_the_device_table_and_its_json(
     assert "alpha (physical)" in out
     assert re.search(r"0000:03:00.0 +8086:10c9 .* igb +1 +flr +flr msix", out)
     assert re.search(r"0000:04:00.0 .* root disk", out)
+    assert "driver" in out
+    found = (replace(found[0], driver=None), replace(found[1], driver=None))
+    assert cli.main(["devices", "--lab", str(lab)]) == 0
+    assert "driver" not in capsys.readouterr().out, "a column in which nothing stands"
     assert cli.main(["devices", "--json", "--lab", str(lab)]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["serial"] for row in rows] == ["0000000000000007", None]
+
+
+def test_no_word_of_the_device_table_is_broken_where_it_need_not_be(
+    lab: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.lab.test_check import function
+
+    nic = function("03:00.0", in_use_as="management NIC")
+    found = (replace(nic, driver="virtio_pci", group=None),)
+    monkeypatch.setattr("hil.platforms.linux.LinuxVfio.functions", lambda *_: found)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["devices", "--lab", str(lab)]) == 0
+    assert {"unclassified", "virtio_pci", "management"} <= set(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("host_key", "options"),
+    [
+        ("ssh-ed25519 AAAA", ["KnownHostsCommand=/bin/echo %H ssh-ed25519 AAAA"]),
+        (f"SHA256:{'A' * 43}", []),
+        ("", []),
+    ],
+)
+def test_ssh_expects_the_host_key_that_the_inventory_names(
+    host_key: str, options: list[str], lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("os.execvp", lambda _, words: started.extend(words))
+    lab.write_text(RIGHT.replace('transport = "local"', f'address = "a"\nhost_key = "{host_key}"'))
+    assert cli.main(["lab", "ssh", "--lab", str(lab), "--", "uname"]) == 0
+    assert started[-5:] == ["-l", "root", "--", "a", "uname"]
+    assert [word for word in started if word.startswith("KnownHosts")] == options
+    assert ("StrictHostKeyChecking=yes" in started) == bool(options)
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(lab: Path) -> None:
