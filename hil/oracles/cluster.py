@@ -13,22 +13,17 @@ from hil.oracles import dma, gpu_card, ownership, picture
 from hil.probes.display import Display
 from hil.probes.edu import edu_engine
 
-#: Pictures that a display draws, or rounds of copies that an engine does, beside the others.
-ROUNDS = 2
 #: Seconds in which all are ready to begin.
 READY = 60.0
 
 
 def check_all_at_once(
-    formed: Mapping[Guest, Sequence[BenchDevice]],
-    *,
-    left_out: BenchDevice | None = None,
-    rounds: int = ROUNDS,
+    formed: Mapping[Guest, Sequence[BenchDevice]], *, left_out: BenchDevice | None = None
 ) -> None:
     """Each card does its own work, judged by its own oracle, and all begin together.
 
-    A display draws pictures that are compared pixel by pixel; a DMA engine copies patterns;
-    ``rounds`` times.  ``left_out`` is given no work: the control.
+    A display draws a picture that is compared pixel by pixel; a DMA engine copies patterns.
+    ``left_out`` is given no work: the control.
 
     Raises:
         ProductError: a card did something wrong, or nothing.
@@ -47,7 +42,7 @@ def check_all_at_once(
 
     def work(guest: Guest, device: BenchDevice) -> None:
         try:
-            _work_of(device)(guest, device, rounds, lambda: together(guest))
+            _work_of(device)(guest, device, lambda: together(guest))
         except BaseException:
             barrier.abort()  # the others need not wait
             raise
@@ -86,7 +81,7 @@ def _check_interrupts(guest: Guest, device: BenchDevice) -> None:
         )
 
 
-_Work = Callable[[Guest, BenchDevice, int, Callable[[], None]], None]
+_Work = Callable[[Guest, BenchDevice, Callable[[], None]], None]
 
 
 def _work_of(device: BenchDevice) -> _Work:
@@ -100,15 +95,13 @@ def _work_of(device: BenchDevice) -> _Work:
     )
 
 
-def _draw(guest: Guest, device: BenchDevice, rounds: int, together: Callable[[], None]) -> None:
+def _draw(guest: Guest, device: BenchDevice, together: Callable[[], None]) -> None:
     with Display(guest, device) as display:
         together()
-        for _ in range(rounds):
-            picture.check_draws(display, device)
+        picture.check_draws(display, device)
 
 
-def _copy(guest: Guest, device: BenchDevice, rounds: int, together: Callable[[], None]) -> None:
+def _copy(guest: Guest, device: BenchDevice, together: Callable[[], None]) -> None:
     with edu_engine(guest, device) as (engine, memory):
         together()
-        for _ in range(rounds):
-            dma.check_copies(engine, memory, dma.edge_copies())
+        dma.check_copies(engine, memory, dma.edge_copies())

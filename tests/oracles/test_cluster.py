@@ -42,7 +42,7 @@ def held(*names: str) -> dict[Guest, tuple[BenchDevice, ...]]:
     return {guest: tuple(bench_device(name)[0] for name in names)}
 
 
-Work = Callable[[Guest, BenchDevice, int, Callable[[], None]], None]
+Work = Callable[[Guest, BenchDevice, Callable[[], None]], None]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_all_begin_when_all_are_ready(working: Callable[[Work], None]) -> None:
     ready: list[str] = []
     seen: list[int] = []
 
-    def work(guest: Guest, device: BenchDevice, rounds: int, together: Callable[[], None]) -> None:
+    def work(guest: Guest, device: BenchDevice, together: Callable[[], None]) -> None:
         ready.append(device.name)
         together()
         seen.append(len(ready))
@@ -66,7 +66,7 @@ def test_all_begin_when_all_are_ready(working: Callable[[Work], None]) -> None:
 
 
 def test_a_card_that_was_left_out_is_seen(working: Callable[[Work], None]) -> None:
-    working(lambda guest, device, rounds, together: together())
+    working(lambda guest, device, together: together())
     formed = held("a", "b", "c")
     (cards,) = formed.values()
     with pytest.raises(ProductError, match="1 of 3 cards did nothing") as caught:
@@ -77,7 +77,7 @@ def test_a_card_that_was_left_out_is_seen(working: Callable[[Work], None]) -> No
 def test_the_card_that_failed_is_told_and_not_those_that_waited(
     working: Callable[[Work], None],
 ) -> None:
-    def work(guest: Guest, device: BenchDevice, rounds: int, together: Callable[[], None]) -> None:
+    def work(guest: Guest, device: BenchDevice, together: Callable[[], None]) -> None:
         if device.name == "b":
             raise ProductError("wrong pixels")
         together()
