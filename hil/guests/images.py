@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from hil.errors import InventoryError
 
 
 class Loader(enum.StrEnum):
@@ -43,3 +46,18 @@ class GuestImage:
     grub_root: str = ""
     """GRUB's root device (``hd0,msdos1``) with its own grub.cfg, for :attr:`Loader.GRUB`
     without ``kernel``."""
+
+
+def image_named(name: str, images: Mapping[str, GuestImage], host: str) -> GuestImage:
+    """The image ``name`` of those that ``host`` has.
+
+    Raises:
+        InventoryError: it has none of that name.
+    """
+    if name not in images:
+        raise InventoryError(
+            f"host {host} has no guest image {name!r}",
+            host=host,
+            hint=f"it has: {', '.join(sorted(images)) or 'none'}",
+        )
+    return images[name]

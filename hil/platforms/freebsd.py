@@ -26,7 +26,7 @@ from hil.errors import (
     LabRefusalError,
     ProductError,
 )
-from hil.guests.images import GuestImage
+from hil.guests.images import GuestImage, image_named
 from hil.iommu.faults import FaultRecord, parse_fault_log
 from hil.iommu.host import fault_clearing, host_faults, host_tables
 from hil.iommu.memory import PhysicalMemory
@@ -626,13 +626,7 @@ class FreebsdBhyve(Platform):
     # ---- guests ------------------------------------------------------------------
 
     def create_guest(self, spec: GuestSpec, deadline: Deadline) -> Machine:
-        image = self.images.get(spec.image)
-        if image is None:
-            raise InventoryError(
-                f"host {self.host} has no guest image {spec.image!r}",
-                host=self.host,
-                hint=f"it has: {', '.join(sorted(self.images)) or 'none'}",
-            )
+        image = image_named(spec.image, self.images, self.host)
         self._load_vmm(deadline)
         self._run("kldload", "-n", "nmdm", deadline=deadline)
         passed = [

@@ -25,7 +25,7 @@ from hil.errors import (
     LabRefusalError,
     ProductError,
 )
-from hil.guests.images import GuestImage
+from hil.guests.images import GuestImage, image_named
 from hil.guests.linux import LinuxGuest
 from hil.iommu.faults import FaultRecord, parse_fault_log
 from hil.iommu.host import host_tables
@@ -518,13 +518,7 @@ class LinuxVfio(Platform):
     # ---- guests ------------------------------------------------------------------
 
     def create_guest(self, spec: GuestSpec, deadline: Deadline) -> Machine:
-        image = self.images.get(spec.image)
-        if image is None:
-            raise InventoryError(
-                f"host {self.host} has no guest image {spec.image!r}",
-                host=self.host,
-                hint=f"it has: {', '.join(sorted(self.images)) or 'none'}",
-            )
+        image = image_named(spec.image, self.images, self.host)
         machine = QemuMachine(self.host, self.transport, spec, image, self._directory, self.journal)
         with events.step(f"create guest {spec.name} on {self.host}"):
             machine.create(deadline)
