@@ -442,7 +442,8 @@ class GuestPool:
 
     def _is_well(self, guest: Guest) -> bool:
         """Ready, silent about trouble, and its shell answers; else it is destroyed."""
-        if guest.state is GuestState.READY and not guest.console.log.notices:
+        troubled = guest.state is not GuestState.READY or guest.console.log.notices
+        if not troubled and not guest.signs_of_death():
             try:
                 guest.run(["true"], seconds=10).check()
             except HilError:

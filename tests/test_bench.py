@@ -401,6 +401,14 @@ def test_a_guest_that_dies_while_it_boots_is_remembered(lab: Lab) -> None:
     assert "reported a panic" in words
 
 
+def test_a_guest_that_restarted_by_itself_is_not_shared_again(lab: Lab) -> None:
+    first = lab.guests.shared(lab.nic)
+    first._restarts = -1
+    assert first.signs_of_death() == f"guest {first.name} restarted by itself"
+    assert lab.guests.shared(lab.nic) is not first
+    assert lab.guests.deaths() == ()
+
+
 def test_a_shared_guest_that_died_while_nobody_used_it_is_nobodys_death(lab: Lab) -> None:
     first = lab.guests.shared(lab.nic)
     first._enter(GuestState.CRASHED)

@@ -219,9 +219,10 @@ class Guest:
         """How it ended or restarted though nobody asked for that; empty if it did not."""
         if self.state is GuestState.DESTROYED:
             return self._death
-        return self._signs_of_death() or self._end_of_hypervisor()
+        return self.signs_of_death() or self._end_of_hypervisor()
 
-    def _signs_of_death(self) -> str:
+    def signs_of_death(self) -> str:
+        """The same, as far as its console and its hypervisor have told already."""
         if self._console is None or self._asked in (Asked.PANIC, Asked.END):
             return ""
         if (panic := self.console.log.panic) is not None:
@@ -297,7 +298,7 @@ class Guest:
         if self.state is GuestState.DESTROYED:
             return
         with events.step(f"destroy guest {self.name}"):
-            self._death = self._signs_of_death()
+            self._death = self.signs_of_death()
             if not self._death and self.state in (GuestState.BOOTING, GuestState.CRASHED):
                 self._death = self._end_of_hypervisor()
             self._close_ssh()

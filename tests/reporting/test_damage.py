@@ -54,6 +54,18 @@ def test_a_result_that_took_no_number_of_seconds_is_none(run: Run, seconds: obje
 
 
 @pytest.mark.parametrize(
+    "wrong",
+    [{"attempt": value} for value in (0, -1, 5, 1.0, True, "2", None, 10**400)]
+    + [{"repeated": value} for value in (1, "yes", None)]
+    + [{"earlier": value} for value in (1, None, ["x"])],
+)
+def test_an_attempt_that_cannot_be_is_none(run: Run, wrong: dict[str, object]) -> None:
+    line = json.loads(Outcome(TEST, Status.PASSED, 1.0, "physical").to_json())
+    with pytest.raises((TypeError, ValueError)):
+        Outcome.from_json(json.dumps({**line, **wrong}))
+
+
+@pytest.mark.parametrize(
     "started", [float("nan"), float("-inf"), 10**400, 1e300, -1, True, "now", None, []]
 )
 def test_a_start_that_is_no_time_is_an_unknown_one(run: Run, started: object) -> None:

@@ -85,3 +85,24 @@ def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path: Path) -> No
     assert Counter(names).most_common(1)[0][1] == 1
     assert (tmp_path / "latest").resolve().name in names
     assert {path.name for path in tmp_path.iterdir()} == {*names, "latest"}
+
+
+def test_a_test_that_was_repeated_is_one_with_a_note(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "rack")
+    died = Outcome("a/b.py::t", Status.BROKEN, 1.0, "emulated", "gone", "guest", repeated=True)
+    run.add(died)
+    run.add(Outcome("a/b.py::t", Status.PASSED, 1.0, "emulated", attempt=2, earlier="it died"))
+    junit.write(run)
+    assert cases(run.junit) == {("hil", "the run came to its end"): "error", ("a.b", "t"): "ok"}
+    found = {p.get("name"): p.get("value") for p in ET.parse(run.junit).iter("property")}
+    assert (found["attempt"], found["note"]) == ("2", "passed at the second attempt: it died")
+
+
+def test_a_test_that_was_interrupted_is_taken_out_of_pytests_file(tmp_path: Path) -> None:
+    path = tmp_path / "junit.xml"
+    path.write_text(
+        '<testsuites><testsuite><testcase time="0.1"/>'
+        '<testcase classname="a" name="b" time="0.1"/></testsuite></testsuites>'
+    )
+    junit.finish(path)
+    assert cases(path) == {("a", "b"): "ok"}

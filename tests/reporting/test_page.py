@@ -18,7 +18,7 @@ import pytest
 from hil.errors import LabError
 from hil.reporting import html
 from hil.reporting import page as packing
-from tests.plugin.conftest import RunHil, labs, run_hil
+from tests.plugin.conftest import FakeLabs, RunHil, labs, run_hil
 from tests.reporting import browser
 from tests.reporting.allure_tool import ALLURE, needs_allure
 
@@ -101,6 +101,41 @@ def test_the_page_is_one_file_that_needs_no_other(
         shown.wait_for("boot guest g1", "PR 222937")
         shown.click("log: commands and consoles")
         shown.wait_for("$ lspci", "| debian login:")
+
+
+REPEATED = """
+import tests.plugin.conftest as fake
+pytestmark = [pytest.mark.danger(0), pytest.mark.catalogue("DM1")]
+TRIED = []
+def test_it_lives(lab):
+    TRIED.append(1)
+    if len(TRIED) == 1:
+        fake.NOW[-1].deaths.append("guest g1 restarted by itself")
+        raise GuestError("guest g1 is gone from SSH")
+def test_wrong(): raise ProductError("bytes are wrong")  # what passed alone is folded up
+"""
+
+
+@needs_allure
+def test_the_page_shows_the_attempt_that_was_repeated(
+    run_hil: RunHil, labs: FakeLabs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labs.software = True
+    ran = run_hil(REPEATED, kind="emulated")
+    monkeypatch.setenv("HIL_ALLURE", ALLURE)
+    page = html.generate(ran.run)
+    (kept,) = (ran.run.parent / "history").rglob("*.json")
+    results = json.loads(kept.read_text())["testResults"].values()
+    found = {result["name"]: result["status"] for result in results}
+    assert found["DM1 it lives"] == "passed", "its last attempt"
+    if not browser.CHROMIUM:
+        pytest.skip("chromium is not installed")
+    with browser.page(ran.directory / "profile", page.as_uri()) as shown:
+        shown.wait_for("Retried tests", "Flaky tests", "rack")
+        shown.click("DM1 it lives")
+        shown.wait_for("Passed", "Flaky", "Retries")
+        shown.click("Retries")
+        shown.wait_for("Retry 1 of 1", "guest g1 is gone from SSH")
 
 
 @needs_allure

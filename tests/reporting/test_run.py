@@ -9,12 +9,13 @@ import pytest
 
 from hil import cli
 from hil.errors import Fault, HilError, InventoryError, LabError
-from hil.reporting import html
+from hil.reporting import html, junit
 from hil.reporting.allure import CATEGORIES, Environment, bug_links, labels, severity
 from hil.reporting.outcome import Outcome, Status
 from hil.reporting.plan import Plan, Planned
 from hil.reporting.run import Run
 from hil.reporting.summary import Totals, render, write_summary
+from hil.reporting.text import short
 
 
 def outcome(name: str, status: Status = Status.PASSED, **more: object) -> Outcome:
@@ -221,3 +222,93 @@ def test_a_tag_ends_the_name_of_the_folder_and_cannot_lead_out_of_it(tmp_path: P
     run = Run.create(tmp_path, "rack", "jenkins-nightly/17")
     assert run.name.endswith("-rack-jenkins-nightly_17")
     assert run.directory.parent == tmp_path
+
+
+# ---- attempts ----------------------------------------------------------------------------
+
+DIED = "guest g1 restarted by itself"
+
+
+def test_an_attempt_that_was_repeated_is_no_result(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "rack")
+    run.write_state({"tests": 2})
+    first = outcome("test_a", Status.BROKEN, reason="gone", fault="guest", repeated=True)
+    run.add(first)
+    run.add(outcome("test_b"))
+    run.finish()
+    assert not run.complete, "killed in the second attempt, the test has no end"
+    assert [o.test for o in run.outcomes()] == [outcome("test_b").test]
+    run.add(outcome("test_a", attempt=2, earlier=DIED))
+    assert run.complete
+    assert [o.status for o in run.outcomes()] == [Status.PASSED] * 2
+    assert run.repeated() == (first,)
+    summary = write_summary(run)
+    assert summary["counts"]["broken"] == 0
+    assert [test["reason"] for test in summary["repeated"]] == ["gone"]
+
+
+def test_the_outcomes_of_a_run_are_parsed_once_for_all_that_is_made_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path, "rack")
+    run.write_state({"tests": 3, "kind": "emulated"})
+    run.add(outcome("test_a"))
+    run.add(outcome("test_b"))
+    parsed: list[str] = []
+    real = Outcome.from_json
+
+    def from_json(text: str) -> Outcome:
+        parsed.append(text)
+        return real(text)
+
+    monkeypatch.setattr(Outcome, "from_json", from_json)
+    write_summary(run)
+    junit.write(run)
+    html.configuration(run)
+    render(Totals.of(run.outcomes()), lab="rack", kind="emulated", run=run)
+    assert len(parsed) == 2
+    run.add(outcome("test_c"))
+    assert len(run.outcomes()) == 3, "and anew once there is more"
+    assert run.complete is False
+    assert len(parsed) == 5
+
+
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        (outcome("t", reason="known"), "known"),
+        (outcome("t", attempt=2, earlier=DIED), f"passed at the second attempt: {DIED}"),
+        (outcome("t", attempt=4, earlier=DIED), f"passed at the fourth attempt: {DIED}"),
+        (
+            outcome("t", reason="fails as expected", attempt=2, earlier=DIED),
+            f"fails as expected; passed at the second attempt: {DIED}",
+        ),
+        (
+            outcome("t", Status.FAILED, reason="wrong", attempt=2, earlier=DIED),
+            f"wrong (the attempt before: {DIED})",
+        ),
+        (
+            outcome("t", Status.BROKEN, reason=DIED, attempt=2, earlier=DIED),
+            f"{DIED} (the attempt before: the same)",
+        ),
+    ],
+)
+def test_an_outcome_tells_of_earlier_attempts(ended: Outcome, words: str) -> None:
+    assert ended.words == words
+    assert Outcome.from_json(ended.to_json()) == ended
+    properties = dict(ended.properties)
+    assert properties.get("note", words) == words
+    assert ("attempt" in properties) == (ended.attempt > 1)
+
+
+def test_a_pass_at_the_second_attempt_is_tagged() -> None:
+    assert ("tag", "passed at the second attempt") in labels(outcome("t", attempt=2, earlier=DIED))
+    assert ("tag", "passed at the second attempt") not in labels(outcome("t"))
+
+
+def test_a_title_of_a_megabyte_is_cut_and_says_so() -> None:
+    title = outcome("test_" + "x" * (1 << 20)).title
+    assert len(title) < 400
+    assert title.startswith("xxx")
+    assert "1048276 characters left out" in title
+    assert short("a" * 300) == "a" * 300
