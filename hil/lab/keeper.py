@@ -43,6 +43,9 @@ from hil.power.emulated import EmulatedPower
 #: what the console prints from now on, or what is to be done with the power.
 DUMP, TALK, FOLLOW, POWER = b"d", b"t", b"f", b"p"
 
+#: Seconds for which a lock may be held by somebody who only asks.
+_GLANCE = 1.0
+
 Progress = Callable[[str], None]
 
 
@@ -203,12 +206,18 @@ def _held(place: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not _take(descriptor)
     finally:
         os.close(descriptor)
-    return False
+
+
+def _take(lock: int) -> bool:
+    """Lock a file, if nobody else has."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 # ---- the keeper's own process ------------------------------------------------------------
@@ -225,8 +234,9 @@ def keep(name: str, bring_up: Callable[[Progress], Machine]) -> int:
     place = folder(name)
     lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Who asks whether the lab is up holds it too, for a moment.
+        poll(lambda: _take(lock), Deadline(_GLANCE, "the lab's lock"), interval=0.01)
+    except DeadlineExceeded:
         _tell("error", _words(LabError(f"the lab {name!r} is up already", hint="hil lab status")))
         return 4
     (place / "state.json").unlink(missing_ok=True)

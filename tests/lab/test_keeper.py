@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
@@ -127,6 +128,31 @@ def test_two_labs_do_not_meet(up: Up) -> None:
     assert keeper.names() == ("one", "two")
     keeper.stop("one", soon())
     assert keeper.names() == ("two",)
+
+
+def test_who_asks_whether_a_lab_is_up_keeps_none_from_coming_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asking = iter([True, True])
+    flock = fcntl.flock
+
+    def busy(descriptor: int, operation: int) -> None:
+        if next(asking, False):
+            raise BlockingIOError
+        flock(descriptor, operation)
+
+    def fails(_: object) -> keeper.Machine:
+        raise LabError("it does not boot")
+
+    monkeypatch.setattr(fcntl, "flock", busy)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    keeper.folder("one").mkdir(parents=True)
+    try:
+        keeper.keep("one", fails)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "it does not boot" in capsys.readouterr().out
 
 
 def test_the_same_lab_is_not_brought_up_twice(up: Up) -> None:
