@@ -17,7 +17,7 @@ from hil.errors import LabError
 from hil.guests.images import GuestImage
 from hil.journal import LINUX, Journal
 from hil.pci.address import Address
-from hil.platforms.contract import GuestSpec, MachineState, Template
+from hil.platforms.contract import CountsRestarts, GuestSpec, MachineState, Template
 from hil.platforms.linux_guest import _KEEPER, QemuMachine
 from hil.platforms.linux_undo import KINDS
 from hil.transport.base import ByteStream
@@ -235,3 +235,17 @@ def test_the_keeper_outlives_what_a_closing_connection_sends(
     os.kill(shell, number)
     started.stream.close()
     check_nothing_stays(started.pid, started.directory)
+
+
+def test_restarts_are_counted_by_qemus_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = machine()
+    assert isinstance(guest, CountsRestarts)
+    assert guest.restarts() == 0, "it has no monitor yet"
+    heard = iter([["RESUME", "RESET"], [], ["RESET", "STOP", "RESET"]])
+
+    class Heard:
+        def events(self) -> list[str]:
+            return next(heard)
+
+    monkeypatch.setattr(guest, "_monitor", Heard())
+    assert [guest.restarts() for _ in range(3)] == [1, 1, 3]

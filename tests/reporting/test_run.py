@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -312,3 +314,26 @@ def test_a_title_of_a_megabyte_is_cut_and_says_so() -> None:
     assert title.startswith("xxx")
     assert "1048276 characters left out" in title
     assert short("a" * 300) == "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--report-dir", "a-file/reports"], "the report folder a-file/reports cannot be written"),
+        (["--report-dir", "a-file/reports", "--labs", "2"], "cannot be written"),
+        (["--retries", "1"], "on a lab that is simulated no test is repeated"),
+        (["--retries", "1", "--labs", "2"], "on a lab that is simulated no test is repeated"),
+    ],
+)
+def test_a_mistake_that_pytest_tells_ends_hil_run_with_5(
+    tmp_path: Path, options: list[str], words: str
+) -> None:
+    (tmp_path / "a-file").touch()
+    command = [sys.executable, "-m", "hil.cli", "run", "--lab", "freebsd-15-intel", *options]
+    done = subprocess.run(
+        [*command, "preflight"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == InventoryError.exit_code, done.stdout + done.stderr
+    assert words in done.stdout + done.stderr
+    assert "INTERNALERROR" not in done.stdout + done.stderr
+    assert not (tmp_path / "reports").exists()
