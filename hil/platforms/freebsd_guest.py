@@ -63,6 +63,8 @@ PIECES, STRETCH_PIECES, STRETCH = 2000, 100, 16 << 20
 #: Bytes at the end of a guest's memory that its kernel does not use.
 KEPT_FOR_DMA = 16 << 20
 
+#: A processor that begins at address 0 with nothing there (usr.sbin/bhyve/amd64/vmexit.c).
+_NOTHING_LOADED = re.compile(r"^vm exit\[0\]\s+reason\s+\S+\s+rip\s+0x0{16}\b", re.MULTILINE)
 _GRUB_ERROR = re.compile(r"^error: (.*?)\.?$", re.MULTILINE)
 _GRUB_HINT = (
     "kernel and initrd of the image are files on the host that everybody may read, and so are "
@@ -519,8 +521,9 @@ class BhyveMachine:
                 seen=seen,
                 hint=refusal.hint,
             )
-        if self.image.loader is Loader.GRUB and (wrong := _GRUB_ERROR.search(seen)):
-            # It ends with status 0 all the same, and bhyve then finds nothing to run.
+        wrong = _GRUB_ERROR.search(seen) if _NOTHING_LOADED.search(seen) else None
+        if self.image.loader is Loader.GRUB and wrong:
+            # GRUB ends with status 0 all the same.
             return InventoryError(
                 f"GRUB loaded nothing for guest {self.spec.name}: {wrong[1]}",
                 host=self.host,
