@@ -224,7 +224,8 @@ class LinuxGuest(GuestOS):
         return (
             "sed -n 's/^alias \\(pci\\|virtio\\):[^ ]* //p'"
             " /lib/modules/$(uname -r)/modules.alias | sort -u | xargs modprobe -abq;"
-            " python3 -c 'import base64, ctypes, json, mmap, subprocess'; true"
+            " python3 -c 'import array, base64, ctypes, json, mmap, select, subprocess, typing';"
+            " true"
         )
 
     def after_continuing(self, name: str, now: float, key: str) -> str:

@@ -7,6 +7,7 @@ import io
 import lzma
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(
     reason=f"one of {', '.join(TOOLS)} is not installed",
 )
 RECIPE = images.Recipe("small", ("busybox-static",), ("igb",), ("igb",))
+PYTHON = f"usr/lib/python{sys.version_info.major}.{sys.version_info.minor}"
 MODULES = "./lib/modules/6.1.0-1/"
 
 
@@ -43,6 +45,10 @@ def packages(path: Path, version: str = "1.35") -> None:
         f"{MODULES}modules.builtin": b"",
         f"{MODULES}modules.builtin.modinfo": b"",
         f"{MODULES}modules.order": b"",
+        f"./{PYTHON}/module.py": b"def answer(): return 42\n",
+        f"./{PYTHON}/folder/test/wrong.py": b"def",
+        f"./{PYTHON}/wrong.py": b"def",
+        "./usr/lib/python2.7/old.py": b"print 42\n",
     }
     with tarfile.open(path, "w") as tar:
         for name, data in files.items():
@@ -94,6 +100,20 @@ def test_an_image(mirror: Path, tmp_path: Path) -> None:
     assert (root / "etc/hil/modules").read_text() == "igb\n"
     assert not list((root / "etc/ssh").glob("*key*")), "keys are given, not baked in"
     assert not (root / "etc/machine-id").exists()
+
+
+def test_pythons_library_is_compiled(mirror: Path, tmp_path: Path) -> None:
+    root = contents(images.build(RECIPE).root, tmp_path / "root")
+    compiled = [str(path.relative_to(root)) for path in root.rglob("*.pyc")]
+    assert compiled == [f"{PYTHON}/__pycache__/module.{sys.implementation.cache_tag}.pyc"]
+    # The source says otherwise now, and is not looked at any more.
+    (root / PYTHON / "module.py").write_text("def answer(): return 0")
+    command = [sys.executable, "-S", "-c", "import module; print(module.answer())"]
+    done = subprocess.run(
+        command, cwd=root / PYTHON, capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": str(root / PYTHON)},
+    )  # fmt: skip
+    assert done.stdout == "42\n"
 
 
 def test_made_once(mirror: Path, tmp_path: Path) -> None:
