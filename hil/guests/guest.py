@@ -162,7 +162,9 @@ class Guest:
             if template is not None:
                 key = keys.of_this_run().public
                 text = self.os.after_continuing(self.name, time.time(), key)
-                self.console.run(text, deadline).check()
+                # It takes a second.  A guest that restarted has no such shell any more.
+                limit = deadline.within(COMMAND * self.pace, f"the saved shell of {self.name}")
+                self.console.run(text, limit).check()
                 up = True
             else:
                 up = self.console.run(self.os.is_up(), deadline).status == 0

@@ -52,7 +52,7 @@ class Outcome:
     guest: str = ""
     """Name of the image that its lab's guests boot from."""
     attempt: int = 1
-    """Which attempt this was: where an emulated guest or host died, a test is tried again."""
+    """Which attempt this was: where an emulated guest died by itself, a test is tried again."""
     earlier: str = ""
     """One line: what ended the attempt before this one; empty for the first."""
     repeated: bool = False

@@ -127,9 +127,7 @@ def render(
             parts.append(_listed(groups, lambda o: f"{o.area}: {o.title}"))
     if repeated := totals.repeated:
         count = sum(map(len, repeated.values()))
-        parts.append(
-            Text(f"repeated ({count}): a guest or host died under software emulation", "yellow")
-        )
+        parts.append(Text(f"repeated ({count}): a guest died under software emulation", "yellow"))
         parts.append(_listed(repeated, lambda o: f"{o.area}: {o.title}: {_in_the_end(o)}"))
     missing = not_run(run) if run is not None else ()
     if missing:
