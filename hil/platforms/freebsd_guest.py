@@ -74,8 +74,10 @@ _GRUB_HINT = (
 _numbers = itertools.count(secrets.randbelow(16000))
 
 # Standard input is the lifeline: a line, or its end however it comes, ends the guest.
-# ``made`` counts what was made, so that no more than that is taken back.
+# ``made`` counts what was made, so that no more than that is taken back.  Of two streams sshd may
+# send the later words first: a program's error after its status.
 _HEAD = r"""
+exec 2>&1
 trap '' HUP PIPE
 say() { printf '\nhil: %s\n' "$*"; }
 stop= child= made=0

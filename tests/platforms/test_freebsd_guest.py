@@ -611,3 +611,8 @@ def test_a_long_range_is_searched_in_pieces() -> None:
 def test_memory_of_a_guest_without_devices_cannot_be_read() -> None:
     with pytest.raises(LabError, match="no function is passed"):
         made(FakeTransport(), devices=()).read_physical(0, 4, soon())
+
+
+def test_what_a_program_says_and_its_status_come_by_one_stream() -> None:
+    # Of two sshd may send the later words first.
+    assert made(FakeTransport()).keeper_script().split("\n")[1] == "exec 2>&1"
