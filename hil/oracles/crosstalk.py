@@ -25,6 +25,11 @@ class Pair:
     guests: tuple[Guest, Guest]
     devices: tuple[BenchDevice, BenchDevice]
 
+    @property
+    def held_by(self) -> dict[Guest, BenchDevice]:
+        """The device of each guest."""
+        return dict(zip(self.guests, self.devices, strict=True))
+
 
 def check_separate(pair: Pair, *, leak: bool = False) -> None:
     """Both guests echo at once, each with a tag of its own in every packet.

@@ -7,7 +7,6 @@ import pytest
 from hil.bench import Bench, BenchDevice, GuestPool
 from hil.oracles import iommu, leftovers, ownership
 from hil.oracles.crosstalk import Pair
-from hil.platforms.contract import Phase
 from hil.probes import nic
 
 #: Their like on other platforms stands in the other suites.
@@ -74,23 +73,6 @@ def test_what_was_reserved_before_the_iommu_was_on_reaches_what_the_platform_sta
         device.reserve()
     pristine_lab.guests.prepare(first).destroy()
     iommu.check_idle(first.host)
-
-
-@pytest.mark.catalogue("HP1", bugs=[5, "r305497"])
-@pytest.mark.danger(1)
-@pytest.mark.needs(device=["nic", "nvme"], capability="flr", features=["tables"])
-def test_a_function_that_was_gone_for_a_moment_works_on_the_host_and_in_a_guest(
-    device: BenchDevice, guests: GuestPool
-) -> None:
-    iommu.switch_on(device, guests)
-    guests.give_back(device)
-    driver = device.host_driver
-    device.host.platform.replug(device.address, device.host.limit(60, f"the return of {device}"))
-    ownership.check_back_on_host(device, driver)
-    iommu.check_phase(device, Phase.BOOT)
-    guest = guests.fresh(device)
-    ownership.check_guest_sees(guest, device)
-    iommu.check_translated(device, guest)
 
 
 @pytest.mark.catalogue("AS6")

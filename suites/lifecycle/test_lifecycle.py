@@ -7,7 +7,9 @@ import pytest
 from hil.bench import Bench, BenchDevice, GuestPool
 from hil.errors import GuestError, ProductError
 from hil.guests.guest import Guest, GuestState
-from hil.oracles import leftovers, ownership
+from hil.oracles import iommu, leftovers, ownership
+from hil.oracles.crosstalk import Pair
+from hil.platforms.contract import Phase
 from hil.probes import nic
 
 
@@ -47,6 +49,23 @@ def test_a_panic_is_told_as_the_guests_at_once(guests: GuestPool, lab: Bench) ->
     guest.destroy()
 
 
+@pytest.mark.catalogue("HP1", bugs=[5, "r305497"])
+@pytest.mark.danger(1)
+@pytest.mark.needs(device=["nic", "nvme"], capability="flr", features=["tables"])
+def test_a_function_that_was_gone_for_a_moment_works_on_the_host_and_in_a_guest(
+    device: BenchDevice, guests: GuestPool
+) -> None:
+    iommu.switch_on(device, guests)
+    guests.give_back(device)
+    driver = device.host_driver
+    device.host.platform.replug(device.address, device.host.limit(60, f"the return of {device}"))
+    ownership.check_back_on_host(device, driver)
+    iommu.check_phase(device, Phase.BOOT)
+    guest = guests.shared(device)
+    ownership.check_guest_sees(guest, device)
+    iommu.check_translated(device, guest)
+
+
 @pytest.mark.catalogue("LC4")
 @pytest.mark.danger(1)
 @pytest.mark.needs(device=["nic", "nvme"], capability="flr")
@@ -67,6 +86,7 @@ def test_a_guest_destroyed_at_work_gives_a_working_device_back(
 def test_guests_that_come_and_go_leave_nothing_on_the_host(
     device: BenchDevice, lab: Bench, cycles: int
 ) -> None:
+    iommu.switch_on(device, lab.guests)
     lab.guests.give_back(device)
     lab.guests.provide(device.host)
     with leftovers.none_expected(device.host):
@@ -87,13 +107,15 @@ def test_control_a_guest_that_was_forgotten_is_seen(lab: Bench) -> None:
 @pytest.mark.catalogue("LC8")
 @pytest.mark.danger(2)
 @pytest.mark.needs(device="nic", capability="sriov", vfs=2, peer=True)
-def test_several_guests_with_devices_run_side_by_side(device: BenchDevice, lab: Bench) -> None:
-    lab.guests.close()
-    with lab.vfs(device, 2) as vfs:
-        one_of_each = {d.kind: d for d in lab.devices.values() if d.kind in ("edu", "nvme")}
-        others = list(one_of_each.values())
-        held_by = lab.guests.fresh_each(*vfs, *others)
-        for guest, held in held_by.items():
-            ownership.check_unharmed(guest)
-            ownership.check_guest_sees(guest, held)
-        assert len(lab.guests.living) == len(vfs) + len(others)
+def test_several_guests_with_devices_run_side_by_side(
+    two_guests_with_vfs: Pair, lab: Bench
+) -> None:
+    one_of_each = {d.kind: d for d in lab.devices.values() if d.kind in ("edu", "nvme")}
+    others = lab.guests.fresh_each(*one_of_each.values())
+    held_by = two_guests_with_vfs.held_by | others
+    for guest, held in held_by.items():
+        ownership.check_unharmed(guest)
+        ownership.check_guest_sees(guest, held)
+    assert held_by.keys() <= set(lab.guests.living)
+    for guest in others:
+        guest.destroy()
