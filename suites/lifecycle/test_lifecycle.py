@@ -80,7 +80,7 @@ def test_a_guest_destroyed_at_work_gives_a_working_device_back(
     ownership.check_back_on_host(device, driver)
 
 
-@pytest.mark.catalogue("LC7", bugs=[23])
+@pytest.mark.catalogue("LC7")
 @pytest.mark.danger(0)
 @pytest.mark.needs(device="edu")
 def test_guests_that_come_and_go_leave_nothing_on_the_host(
