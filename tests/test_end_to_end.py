@@ -90,3 +90,29 @@ def test_what_dies_is_replaced_and_without_kvm_a_dead_guests_test_is_repeated(
         assert "Kernel panic" in attempts[2]["earlier"]
     else:
         assert told == [(1, "failed"), (1, "broken"), (1, "passed")]
+
+
+def test_a_restart_of_the_host_s_ssh_server_ends_nothing(tmp_path: Path) -> None:
+    test = tmp_path / "test_restart.py"
+    test.write_text(
+        "import pytest\n"
+        "from hil.deadline import poll\n"
+        "pytestmark = pytest.mark.danger(1)\n"
+        "def server(lab):\n"
+        "    limit = lab.host.limit(20, 'the SSH server')\n"
+        "    command = ['sh', '-c', 'cat /run/sshd.pid 2>/dev/null; true']\n"
+        "    done = lab.host.platform.transport.run(command, deadline=limit)\n"
+        "    return done.check().stdout.strip()\n"
+        "def test_a_restart(lab):\n"
+        "    before = server(lab)\n"
+        "    guest = lab.guests.shared(host=lab.host)\n"
+        "    limit = lab.host.limit(20, 'another SSH server')\n"
+        "    lab.host.platform.transport.run(['kill', before], deadline=limit).check()\n"
+        "    poll(lambda: server(lab) not in ('', before), limit)\n"
+        "    assert guest.run(['true']).status == 0\n"
+        "def test_b_what_comes_after(lab):\n"
+        "    assert lab.guests.fresh(host=lab.host).run(['true']).status == 0\n"
+    )
+    ended = run(tmp_path / "reports", str(test))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "2 passed" in ended.stdout

@@ -60,7 +60,7 @@ _NEXT: dict[GuestState, frozenset[GuestState]] = {
 }
 
 #: Seconds that ordinary operations may take, times the lab's pace.
-BOOT, COMMAND, CONTROL = 60.0, 30.0, 20.0
+BOOT, COMMAND, CONTROL, AWAKE = 60.0, 30.0, 20.0, 10.0
 #: To take a guest back: whatever makes it slow, nothing may be left.
 END = 120.0
 
@@ -163,7 +163,7 @@ class Guest:
                 key = keys.of_this_run().public
                 text = self.os.after_continuing(self.name, time.time(), key)
                 # It takes a second.  A guest that restarted has no such shell any more.
-                limit = deadline.within(COMMAND * self.pace, f"the saved shell of {self.name}")
+                limit = deadline.within(AWAKE * self.pace, f"the saved shell of {self.name}")
                 self.console.run(text, limit).check()
                 up = True
             else:
