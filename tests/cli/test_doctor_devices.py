@@ -100,7 +100,7 @@ def test_a_gpu_with_all_its_functions_is_whole() -> None:
 
 
 def test_what_a_gpu_is_between_two_guests() -> None:
-    check = rows({"gpu0": [gpu(ids=(0x1234, 0x1111))]})["GPU 0000:03:00.0 between guests"]
+    check = rows({"gpu0": [gpu(ids=(0xBEEF, 0x0001))]})["GPU 0000:03:00.0 between guests"]
     assert check.state is State.FOUND
     assert check.evidence.startswith(
         "a vendor not known: has FLR; the platform resets it by flr; registers and DMA are cleared"
