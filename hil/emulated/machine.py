@@ -669,7 +669,13 @@ class EmulatedLab:
         limit = deadline.within(300, "the lab host to boot again")
         while b"login: " not in seen:
             chunk = cursor.read(min(limit.remaining, 1.0))
-            if chunk == b"" or self.console.log.panic is not None:
+            if chunk == b"":
+                raise LabError(
+                    "QEMU ended while the lab host booted again",
+                    seen=self._process.errors(),
+                    console=self.console.log.tail(30),
+                )
+            if self.console.log.panic is not None:
                 raise LabError("the lab host did not boot", console=self.console.log.tail(30))
             if limit.expired:
                 raise limit.exceeded("\n".join(self.console.log.tail(5)))
