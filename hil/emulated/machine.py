@@ -667,6 +667,7 @@ class EmulatedLab:
         cursor = self.console.log.follow(start)
         seen = b""
         limit = deadline.within(300, "the lab host to boot again")
+        again = self._plan.accelerator.name != "kvm"
         while b"login: " not in seen:
             chunk = cursor.read(min(limit.remaining, 1.0))
             if chunk == b"":
@@ -679,7 +680,11 @@ class EmulatedLab:
                 raise LabError("the lab host did not boot", console=self.console.log.tail(30))
             if limit.expired:
                 raise limit.exceeded("\n".join(self.console.log.tail(5)))
-            seen = seen[-20:] + (chunk or b"")
+            seen = seen[-100:] + (chunk or b"")
+            if again and b"timer wakeup didn't happen" in seen:
+                # An emulated processor has missed its timer's interrupt, and waits for ever.
+                again, seen = False, b""
+                self._monitor("system_reset", deadline)
         self._read_rom(deadline)
 
     def nmi(self, deadline: Deadline | None = None) -> None:
