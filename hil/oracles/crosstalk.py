@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
 
-from hil.bench import BenchDevice
+from hil.bench import BenchDevice, Peer
 from hil.errors import ProductError
 from hil.guests.guest import Guest
 from hil.probes import nic
@@ -31,6 +31,12 @@ class Pair:
         return dict(zip(self.guests, self.devices, strict=True))
 
 
+def joined(pair: Pair) -> list[Peer]:
+    """The far end of each device; both guests have an address of their own on its link."""
+    held = zip(pair.guests, pair.devices, strict=True)
+    return [nic.join(guest, device, index) for index, (guest, device) in enumerate(held)]
+
+
 def check_separate(pair: Pair, *, leak: bool = False) -> None:
     """Both guests echo at once, each with a tag of its own in every packet.
 
@@ -42,9 +48,7 @@ def check_separate(pair: Pair, *, leak: bool = False) -> None:
         ProductError: packets were lost or changed, or a tag stands where it should not.
     """
     tags = [f"T{secrets.token_hex(5)}" for _ in pair.guests]
-    peers = [
-        nic.join(g, d, i) for i, (g, d) in enumerate(zip(pair.guests, pair.devices, strict=True))
-    ]
+    peers = joined(pair)
     with ThreadPoolExecutor(2) as pool:
         jobs = [
             pool.submit(nic.echo, guest, peer, sizes=nic.SIZES[-4:], tag=tag)

@@ -13,7 +13,7 @@ from hil.bench import BenchDevice, Peer
 from hil.deadline import Deadline, poll
 from hil.errors import DeadlineExceeded, LabError
 from hil.guests.guest import Guest
-from hil.oracles.crosstalk import Pair
+from hil.oracles.crosstalk import Pair, joined
 from hil.oracles.dma import HostCanary
 from hil.oracles.iommu import check_no_faults, new_faults, watch_faults
 from hil.probes import nic
@@ -95,10 +95,7 @@ def check_sibling_undisturbed(pair: Pair, *, resets: int = 3) -> None:
     Raises:
         ProductError: packets were lost or changed, or the reset function does not work.
     """
-    peers = [
-        nic.join(guest, device, index)
-        for index, (guest, device) in enumerate(zip(pair.guests, pair.devices, strict=True))
-    ]
+    peers = joined(pair)
     done = threading.Event()
 
     def echo_on() -> None:
