@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hil.console.console import Console
 from hil.deadline import Deadline
-from hil.errors import HilError, LabError
+from hil.errors import HilError, InventoryError, LabError
 from hil.guests.images import GuestImage, Loader
 from hil.guests.os import guest_os
 from hil.journal import run_lock
@@ -105,7 +105,8 @@ def open_lab(
         wait: seconds to wait for another run to let go of the lab's hosts.
         iommu: an emulated or simulated lab only: with an IOMMU or without.
         fresh: an emulated lab only: boot it, rather than restore its saved state.
-        faults: a simulated lab only: bugs of the past that its host has, by name.
+        faults: a simulated lab only: bugs of the past that its hosts have, by name; of one of
+            several hosts, ``HOST:NAME``.
         progress: told, one line at a time, what is being done.
         on_wait: told of each card that is waited for, with its host, who holds it, and
             seconds waited.
@@ -160,10 +161,13 @@ def _open(
         live.watches = watches
         return live
     if lab.kind is LabKind.SIMULATED:
-        progress(f"starting the simulated host {lab.name}")
-        platform, reach, serial = _simulated(lab, stack, iommu, faults, deadline)
-        watch(platform, reach, serial, SIMULATED_PACE)
-        return LiveLab(lab, {platform.host: platform}, watches=watches)
+        simulated: dict[str, Platform] = {}
+        for name, faulty in _faults_by_host(lab, faults).items():
+            progress(f"starting the simulated host {lab.hosts[name].model or lab.name}")
+            platform, reach, serial = _simulated(lab, name, stack, iommu, faulty, deadline)
+            watch(platform, reach, serial, SIMULATED_PACE)
+            simulated[name] = platform
+        return LiveLab(lab, simulated, watches=watches)
     platforms: dict[str, Platform] = {}
     leases: dict[str, Leases] = {}
     waiting = Deadline(wait, f"the lab {lab.name}")
@@ -303,20 +307,40 @@ def _connect_emulated(host: str, machine: EmulatedLab, deadline: Deadline) -> Tr
     )
 
 
+def _faults_by_host(lab: Lab, faults: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The bugs of each simulated host: ``HOST:FAULT`` is for one, ``FAULT`` for all.
+
+    Raises:
+        InventoryError: the lab has no such host.
+    """
+    named = [fault.rpartition(":") for fault in faults]
+    for fault, (host, colon, _) in zip(faults, named, strict=True):
+        if colon and host not in lab.hosts:
+            raise InventoryError(
+                f"the lab {lab.name!r} has no host {host!r}, which is to have a bug",
+                seen=fault,
+                hint=f"it has: {', '.join(lab.hosts)}",
+            )
+    return {
+        name: tuple(fault for host, _, fault in named if host in ("", name)) for name in lab.hosts
+    }
+
+
 def _simulated(
     lab: Lab,
+    name: str,
     stack: contextlib.ExitStack,
     iommu: bool,
     faults: Sequence[str],
     deadline: Deadline,
 ) -> tuple[Platform, Reach, Console]:
-    """The one host of a lab that is a model in this process, until ``stack`` ends."""
+    """A host of a lab that is a model in this process, until ``stack`` ends."""
     from hil.simulated.host import SimulatedHost
     from hil.transport.keys import KeyPair
     from hil.transport.ssh import SshTransport
 
-    (name,) = lab.hosts
-    host = SimulatedHost(lab.name, faults=faults, iommu=iommu).start()
+    model = lab.hosts[name].model or lab.name
+    host = SimulatedHost(model, faults=faults, iommu=iommu).start()
     stack.callback(host.close)
     console = Console(f"the console of {name}", host.console)
     stack.callback(console.close)

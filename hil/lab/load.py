@@ -14,8 +14,11 @@ from hil.lab.document import InvalidFileError, Problem, bounded, key_of, nearest
 from hil.lab.models import Capture, ImageEntry, Inventory, Lab, LabKind
 from hil.pci.address import Address
 
-#: The lab that needs no file of the user's: it is part of hil.
-BUILT_IN = {"emulated": Path(__file__).with_name("emulated.toml")}
+#: The labs that need no file of the user's: they are part of hil.
+BUILT_IN = {
+    "emulated": Path(__file__).with_name("emulated.toml"),
+    "simulated-pair": Path(__file__).with_name("simulated-pair.toml"),
+}
 #: The simulated labs, all with the devices of one inventory: releases and processor vendors,
 #: and, after them, the image of their guests if it is not ``freebsd``.
 SIMULATED = tuple(
@@ -31,7 +34,7 @@ _HOST_IMAGE = "emulated:"
 def load(lab: str) -> Lab:
     """The lab with the name or inventory file ``lab``.
 
-    ``emulated`` and the names in :data:`SIMULATED` are built in.  ``emulated:IMAGE`` is the
+    The names in :data:`BUILT_IN` and :data:`SIMULATED` are built in.  ``emulated:IMAGE`` is the
     emulated lab with the user's FreeBSD as its host, a file or an image of
     :mod:`hil.emulated.image_store`; ``emulated:IMAGE,GUEST`` has another for guests.  What
     ends in ``.toml`` or has a slash is a file; any other word is looked for as ``WORD.toml``
@@ -148,6 +151,9 @@ def _contradictions(inventory: Inventory) -> list[Problem]:
                 if not getattr(host.power, missing):
                     text = f"missing; the driver {host.power.driver} needs it"
                     problems.append(Problem(f"{key}.power.{missing}", text))
+        if host.model and kind is not LabKind.SIMULATED:
+            text = "only a host of a simulated lab has one"
+            problems.append(Problem(f"{key}.model", text, bounded(host.model)))
         if host.shared and host.danger > 1:
             text = "a shared host may run nothing above 1: it would take other runs' host away"
             problems.append(Problem(f"{key}.danger", text, bounded(host.danger)))

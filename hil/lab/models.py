@@ -166,6 +166,9 @@ class Host(_Model):
     console: tuple[str, ...] = ()
     """A command here that prints what the host's serial console does, for as long as it runs;
     empty: nobody reads it, and a host that dies is known by its silence only."""
+    model: str = Field(default="", pattern=r"^[a-z0-9.-]*$")
+    """A simulated lab only: which simulated host it is, ``freebsd-15-intel``; empty: that of the
+    lab's name."""
     shared: bool = False
     """Whether several runs may use it at a time, each with its own devices; then no test of a
     danger above 1 runs on it."""

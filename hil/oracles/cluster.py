@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, BrokenBarrierError
 
 from hil.bench import BenchDevice
-from hil.errors import LabError, ProductError
+from hil.errors import HilError, LabError, ProductError
 from hil.guests.guest import Guest
 from hil.oracles import dma, gpu_card, ownership, picture
 from hil.probes.display import Display
@@ -43,8 +43,11 @@ def check_all_at_once(
     def work(guest: Guest, device: BenchDevice) -> None:
         try:
             _work_of(device)(guest, device, lambda: together(guest))
-        except BaseException:
+        except BaseException as error:
             barrier.abort()  # the others need not wait
+            if isinstance(error, HilError):
+                error.host = device.host.name
+                error.message = f"{device} on {device.host.name}: {error.message}"
             raise
         done.append(device.name)
 

@@ -47,6 +47,10 @@ VENDORS = ("intel", "amd")
 #: Guests of a simulated lab that are no FreeBSD, by what its name ends in: Linux by grub-bhyve, and
 #: by firmware.
 GUESTS = ("linux", "linux-uefi")
+#: Ends the name of a host with a second DMA engine, edu1, for clusters.
+_CARDS = "cards"
+#: Behind so many root ports functions may have I/O ports; the windows go down from 0x6000.
+_WITH_PORTS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +212,7 @@ def recorded(release: str = "13.2", vendor: str = "amd") -> MachineSpec:
     )
 
 
-def _lab_functions(vendor: str) -> tuple[FunctionSpec, ...]:
+def _lab_functions(vendor: str, *, cards: bool = False) -> tuple[FunctionSpec, ...]:
     amd = (FunctionSpec("iommu", "amd-iommu", _address("00:01.0")),) if vendor == "amd" else ()
     behind: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("nic0", "igb", {"mac": "52:54:00:68:69:00"}),
@@ -217,6 +221,7 @@ def _lab_functions(vendor: str) -> tuple[FunctionSpec, ...]:
         ("edu0", "edu", {}),
         ("nic1", "e1000e", {"mac": "52:54:00:68:69:02"}),
         ("gpu0", "virtio-gpu", {"size": 256 * MIB}),
+        *((("edu1", "edu", dict[str, Any]()),) if cards else ()),
     )
     functions = [
         FunctionSpec("host-bridge", "host-bridge", _address("00:00.0")),
@@ -256,7 +261,9 @@ def _lab_functions(vendor: str) -> tuple[FunctionSpec, ...]:
                 16 + index,
                 bus=bus,
                 windows=(
-                    range(0x6000 - 0x1000 * index, 0x7000 - 0x1000 * index),
+                    range(0x6000 - 0x1000 * index, 0x7000 - 0x1000 * index)
+                    if index < _WITH_PORTS
+                    else range(0),
                     range(window, window + 16 * MIB),
                     range(0x8_0000_0000, 0x8_1000_0000) if kind == "virtio-gpu" else range(0),
                 ),
@@ -285,20 +292,21 @@ def _behind_port(kind: str, window: int, index: int) -> dict[int, int]:
     return {0: window}
 
 
-def lab(release: str = "15.0", vendor: str = "intel") -> MachineSpec:
+def lab(release: str = "15.0", vendor: str = "intel", *, cards: bool = False) -> MachineSpec:
     """What the suites want: SR-IOV with a peer on a cable, NVMe, edu, a second NIC, a GPU.
 
-    Each is alone behind a root port, in the order of the emulated lab.
+    Each is alone behind a root port, in the order of the emulated lab.  With ``cards`` there is
+    a second edu behind them.
 
     Raises:
         InventoryError: there is no such release or vendor.
     """
     known = release_named(release)
     return MachineSpec(
-        name=f"freebsd-{known.name}-{vendor}",
+        name=f"freebsd-{known.name}-{vendor}" + (f"-{_CARDS}" if cards else ""),
         release=known,
         vendor=_vendor(vendor),
-        functions=_lab_functions(vendor),
+        functions=_lab_functions(vendor, cards=cards),
         memory=3 * GIB,
         cables=(("nic0", "peer0"),),
         responders={"nic1": "10.0.50.2/24"},
@@ -331,13 +339,15 @@ def _vendor(name: str) -> str:
 def spec_named(text: str) -> MachineSpec:
     """The lab's host for a text such as ``freebsd-15-intel``, or ``recorded-13.2-amd``.
 
-    What comes after that says which guests a lab has, and makes no other host.
+    ``freebsd-15-intel-cards`` has a second DMA engine.  What else comes after that says which
+    guests a lab has, and makes no other host.
 
     Raises:
         InventoryError: it is not of this form, or names nothing that is modelled.
     """
     parts = text.split("-", 3)
-    if parts[3:] and parts[3] in GUESTS:
+    cards = parts[0] == "freebsd" and parts[3:] == [_CARDS]
+    if parts[3:] and (cards or parts[3] in GUESTS):
         parts.pop()
     if len(parts) != 3 or parts[0] not in ("freebsd", "recorded"):
         raise InventoryError(
@@ -345,5 +355,6 @@ def spec_named(text: str) -> MachineSpec:
             seen=" ".join(f"freebsd-{name}-{vendor}" for name in RELEASES for vendor in VENDORS),
             hint="freebsd-RELEASE-VENDOR, for example freebsd-15-intel",
         )
-    make = recorded if parts[0] == "recorded" else lab
-    return make(parts[1], parts[2])
+    if parts[0] == "recorded":
+        return recorded(parts[1], parts[2])
+    return lab(parts[1], parts[2], cards=cards)

@@ -190,3 +190,22 @@ def test_the_emulated_labs_own() -> None:
     assert ("gpu1",) not in Needs().groups(lab, "gpu")
     assert ("vram0",) in Needs().groups(lab, "gpu/display")
     assert ("vram0",) not in Needs().groups(lab, "preflight")
+
+
+def test_two_hosts_of_a_simulated_lab() -> None:
+    lab = load("simulated-pair")
+    assert {name: host.model for name, host in lab.hosts.items()} == {
+        "alpha": "freebsd-15-intel-cards",
+        "beta": "freebsd-15-amd",
+    }
+    both = {form.shape: form.guests for form in lab.topologies("both")}
+    assert both == {
+        "by-host": (("edu0", "edu1"), ("edu2",)),
+        "apart": (("edu0",), ("edu1",), ("edu2",)),
+    }
+
+
+def test_only_a_host_of_a_simulated_lab_is_a_model() -> None:
+    wrong = FARM.replace('platform = "', 'model = "freebsd-15-amd"\nplatform = "', 1)
+    with pytest.raises(InvalidFileError, match=r"model: only a host of a simulated lab has one"):
+        parse(wrong, FILE)

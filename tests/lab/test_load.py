@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hil.errors import InventoryError
 from hil.lab.document import InvalidFileError
-from hil.lab.load import SIMULATED, known_labs, load, parse
+from hil.lab.load import BUILT_IN, SIMULATED, known_labs, load, parse
 from hil.lab.models import LabKind
 from hil.pci.address import Address
 
@@ -308,7 +308,7 @@ def test_names_are_found_in_both_folders(tmp_path: Path, monkeypatch: pytest.Mon
         folder.mkdir(parents=True)
         (folder / f"{name}.toml").write_text(RIGHT)
         assert load(name).name == "bench"
-    assert set(known_labs()) == {"emulated", *SIMULATED, "here", "mine"}
+    assert set(known_labs()) == {*BUILT_IN, *SIMULATED, "here", "mine"}
 
 
 def test_a_file_that_is_not_utf_8_is_shown_with_line_and_column(tmp_path: Path) -> None:
