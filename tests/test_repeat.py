@@ -14,15 +14,8 @@ from hil import cli, repeat
 from hil.errors import InventoryError
 from hil.lab.load import load
 from hil.reporting.run import Run
+from tests.inventories import HERE
 
-LAB = """
-[lab]
-name = "here"
-kind = "physical"
-[hosts.alpha]
-platform = "linux-vfio"
-transport = "local"
-"""
 SUITES = Path(hil.__file__).parents[1] / "suites"
 
 
@@ -31,7 +24,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in repeat.SETTINGS:
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "here.toml").write_text(LAB)
+    (tmp_path / "here.toml").write_text(HERE)
     return tmp_path / "here.toml"
 
 
@@ -81,7 +74,7 @@ def test_names_of_labs_stay_names(lab: Path, name: str) -> None:
 
 def test_a_changed_inventory_is_told_with_what_changed(lab: Path) -> None:
     run = noted(lab.parent, "--hil-lab=here.toml")
-    lab.write_text(LAB.replace('"here"', '"there"'))
+    lab.write_text(HERE.replace('"here"', '"there"'))
     assert calm(repeat.like(run)) == [
         f"{lab} has changed since; it is used as it is now",
         '  -name = "here"',
@@ -99,7 +92,7 @@ def test_an_inventory_that_is_gone_is_an_error_unless_another_is_named(lab: Path
 
 
 def test_the_copy_of_the_inventory_holds_no_secret(lab: Path) -> None:
-    lab.write_text(LAB + 'key_file = "k" # password: hunter2secret\n')
+    lab.write_text(HERE + 'key_file = "k" # password: hunter2secret\n')
     run = noted(lab.parent, "--token=verysecretword")
     text = "".join(p.read_text() for p in run.directory.iterdir() if p.is_file())
     assert "hunter2secret" not in text

@@ -68,7 +68,8 @@ def run(
         typer.Option(
             min=0,
             max=3,
-            help="Repeat a test so often in which the emulation died, without KVM (default: 1).",
+            help="How often to repeat a test whose guest died, on an emulated lab without KVM; "
+            "by default once.",
         ),
     ] = None,
     labs: Annotated[

@@ -12,7 +12,7 @@ import enum
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from hil.simulated import guest_text as text
@@ -20,16 +20,14 @@ from hil.simulated.console import Tty
 from hil.simulated.files import Device
 from hil.simulated.guest_commands import guest_commands
 from hil.simulated.guest_image import GuestImage
-from hil.simulated.guest_kernel import FreebsdKernel, GuestKernel
-from hil.simulated.guest_network import GuestNetworks, Tap
-from hil.simulated.guest_system import GuestSystem
-from hil.simulated.process import Command, Killed, OpenFile, Process, System
+from hil.simulated.guest_kernel import FreebsdKernel, GuestKernel, Hardware
+from hil.simulated.guest_network import GuestNetworks
+from hil.simulated.guest_system import FreebsdSystem, GuestSystem
+from hil.simulated.process import Command, Killed, OpenFile, Process
 from hil.simulated.shell import PATH, Shell
 
 if TYPE_CHECKING:
-    from hil.simulated.passthru import Passthru
     from hil.simulated.server import SshServer
-    from hil.simulated.vmm import Vm
 
 
 class Ending(enum.IntEnum):
@@ -45,61 +43,44 @@ class Guest(ABC):
     """A guest with its memory set up and its devices assigned.
 
     Args:
-        name: of the virtual machine.
-        vm: its memory and devices on the kernel's side.
+        hardware: what it runs on.
         image: what its disk holds.
-        cpus: virtual processors.
-        passthru: the devices passed to it, by slot and function in the guest.
-        slots: bhyve's own devices, as ``-s`` names them: ``{(3, 0): "virtio-net", …}``.
-        taps: its virtio NICs, in the order of their slots.
         send: transmits on its first serial port; may wait for whoever reads there.
         networks: where its SSH server can be found from the host.
     """
 
     #: Its serial port, in /dev.
     serial: ClassVar[str]
+    kernel_class: ClassVar[type[GuestKernel]]
+    system_class: ClassVar[type[GuestSystem]]
 
     def __init__(
         self,
-        name: str,
-        vm: Vm,
+        hardware: Hardware,
         image: GuestImage,
         *,
-        cpus: int,
-        passthru: Mapping[tuple[int, int], Passthru],
-        slots: Mapping[tuple[int, int], str],
-        taps: Sequence[Tap],
         send: Callable[[bytes], None],
         networks: GuestNetworks,
     ) -> None:
-        self.name = name
+        self.name = hardware.vm.name
         self.image = image
         self.ending: Ending | None = None
-        self._vm = vm
+        self._vm = hardware.vm
         self._send = send
         self._networks = networks
         self._changed = threading.Condition()
         self._stopped = False
         self._started = time.monotonic()
-        self.kernel = self._make_kernel(vm, passthru, slots, taps, cpus)
+        self.kernel = self.kernel_class(hardware, image, self._kernel_says)
         self.tty = Tty(transmit=self._transmit)
-        self.system = self._make_system()
+        self.system = self.system_class(image, self.kernel)
+        self._furnish()
         for path in ("/dev/console", f"/dev/{self.serial}"):
             self.system.files.add(path, Device(lambda _process, _mode: self.tty))
 
     @abstractmethod
-    def _make_kernel(
-        self,
-        vm: Vm,
-        passthru: Mapping[tuple[int, int], Passthru],
-        slots: Mapping[tuple[int, int], str],
-        taps: Sequence[Tap],
-        cpus: int,
-    ) -> GuestKernel: ...
-
-    @abstractmethod
-    def _make_system(self) -> System:
-        """Its userland, over its kernel."""
+    def _furnish(self) -> None:
+        """Give its userland the commands and files that ask the guest itself."""
 
     # ---- bhyve's side ---------------------------------------------------------------
 
@@ -220,25 +201,13 @@ class FreebsdGuest(Guest):
     """A guest that runs FreeBSD."""
 
     serial = "ttyu0"
+    kernel_class = FreebsdKernel
+    system_class = FreebsdSystem
     _halted = False
     _debugger = False
 
-    def _make_kernel(
-        self,
-        vm: Vm,
-        passthru: Mapping[tuple[int, int], Passthru],
-        slots: Mapping[tuple[int, int], str],
-        taps: Sequence[Tap],
-        cpus: int,
-    ) -> GuestKernel:
-        return FreebsdKernel(
-            vm, passthru, slots, taps, image=self.image, cpus=cpus, say=self._kernel_says
-        )
-
-    def _make_system(self) -> System:
-        system = GuestSystem(self.image, self.kernel)
-        system.commands |= guest_commands(self)
-        return system
+    def _furnish(self) -> None:
+        self.system.commands |= guest_commands(self)
 
     # ---- bhyve's side ---------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hil.pci.address import Address
@@ -101,58 +102,59 @@ class GuestMachine(Machine):
         self.host.check_alive()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What bhyve gives a guest."""
+
+    vm: Vm
+    """The virtual machine on the kernel's side, its memory set up."""
+    cpus: int
+    """Virtual processors."""
+    passthru: Mapping[tuple[int, int], Passthru]
+    """The devices passed to it, by slot and function in the guest."""
+    slots: Mapping[tuple[int, int], str]
+    """bhyve's own devices, as ``-s`` names them: ``{(3, 0): "virtio-net", …}``."""
+    taps: Sequence[Tap]
+    """Its virtio NICs, in the order of their slots."""
+
+
 class GuestKernel(Kernel):
     """The kernel of one boot of a guest, whatever the system.
 
     Args:
-        vm: the virtual machine, its memory set up.
-        passthru: the devices passed to it, by slot and function.
-        slots: bhyve's own devices, as ``-s`` names them.
-        taps: its virtio NICs, in the order of their slots.
+        hardware: what it runs on.
         image: the system on its disk.
-        cpus: its processors.
         say: prints a line of the kernel on the console.
     """
 
     #: Name of the interface that leads back.
     loopback = "lo0"
 
-    def __init__(
-        self,
-        vm: Vm,
-        passthru: Mapping[tuple[int, int], Passthru],
-        slots: Mapping[tuple[int, int], str],
-        taps: Sequence[Tap],
-        *,
-        image: GuestImage,
-        cpus: int,
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, hardware: Hardware, image: GuestImage, say: Callable[[str], None]) -> None:
+        vm = hardware.vm
         kenv = dict(image.environment)
         usable = size_of(kenv["hw.physmem"]) if "hw.physmem" in kenv else 0
         self.ram = GuestMemory(vm, vm.memory_size, usable)
         self.vm = vm
         self.image = image
-        self._guest_machine = GuestMachine(vm, image, cpus, self.ram)
+        self._guest_machine = GuestMachine(vm, image, hardware.cpus, self.ram)
         self._guest_machine.kernel = self
         super().__init__(self._guest_machine, kenv)
         self._say = say
         self._alive = True
-        self._taps = tuple(taps)
+        self._taps = tuple(hardware.taps)
         #: The interfaces of the virtio NICs, in the order of their taps.
         self._wired: list[Interface] = []
         self.started = time.time()
-        self._add_functions(passthru, slots)
+        self._add_functions(hardware)
 
-    def _add_functions(
-        self, passthru: Mapping[tuple[int, int], Passthru], slots: Mapping[tuple[int, int], str]
-    ) -> None:
+    def _add_functions(self, hardware: Hardware) -> None:
         fabric = self._guest_machine.fabric
-        for number, (where, kind) in enumerate(sorted(slots.items())):
+        for number, (where, kind) in enumerate(sorted(hardware.slots.items())):
             place = _MEMORY + 0x2000 * number
             address = Address(0, 0, *where)
             fabric.add(guest_pci.emulated(kind, address, _PORTS + 0x80 * number, place))
-        for where, passed in passthru.items():
+        for where, passed in hardware.passthru.items():
             fabric.add(guest_pci.PassedFunction(passed, Address(0, 0, *where)))
 
     # -- life -----------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from hil.simulated.files import Device, Node
 from hil.simulated.guest_memory import GuestFiles
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 class GuestSystem(System):
     """The processes of one boot of a guest, over its kernel."""
 
-    def __init__(self, image: GuestImage, kernel: GuestKernel) -> None:
+    #: Permissions of a disk in /dev.
+    disk_mode: ClassVar[int]
+
+    def __init__(
+        self, image: GuestImage, kernel: GuestKernel, *, build: str = "", ident: str = ""
+    ) -> None:
         files = GuestFiles(kernel.ram)
         super().__init__(
             image.hostname,
@@ -25,8 +30,8 @@ class GuestSystem(System):
             files,
             kernel.machine,
             version=image.release,
-            build="",
-            ident=image.kernel,
+            build=build,
+            ident=ident,
         )
         #: What the devices of a host's /dev ask, and a guest's too.
         self.host = kernel.machine
@@ -37,7 +42,21 @@ class GuestSystem(System):
     def _devices(self) -> dict[str, Node]:
         # The same devices as a host's: they need what both have.
         system = cast("HostSystem", self)
-        found: dict[str, Node] = {"mem": Device(lambda _process, _mode: DevMem(system), 0o640)}
-        for name in list(self.host.kernel.disks):
-            found[name] = Device(lambda _process, _mode, n=name: RawDisk(system, n), 0o640)  # type: ignore[misc]
-        return found
+        return {
+            name: Device(lambda _process, _mode, n=name: RawDisk(system, n), self.disk_mode)  # type: ignore[misc]
+            for name in list(self.host.kernel.disks)
+        }
+
+
+class FreebsdSystem(GuestSystem):
+    """The processes of one boot of a FreeBSD guest."""
+
+    disk_mode = 0o640
+
+    def __init__(self, image: GuestImage, kernel: GuestKernel) -> None:
+        super().__init__(image, kernel, ident=image.kernel)
+
+    def _devices(self) -> dict[str, Node]:
+        system = cast("HostSystem", self)
+        memory = Device(lambda _process, _mode: DevMem(system), 0o640)
+        return {"mem": memory} | super()._devices()

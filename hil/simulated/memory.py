@@ -7,7 +7,7 @@ ones, as they do on x86.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,15 @@ KERNEL_START = 32 * MIB
 FIRMWARE = 16 * MIB
 #: Guest memory is given out in pieces of this size: FreeBSD's superpages.
 SUPERPAGE = 2 * MIB
+
+
+def pieces(address: int, length: int) -> Iterator[tuple[int, int]]:
+    """What a range has in each page that it touches: address and length."""
+    end = address + length
+    while address < end:
+        size = min(end - address, PAGE - address % PAGE)
+        yield address, size
+        address += size
 
 
 class Registers(Protocol):
@@ -145,27 +154,20 @@ class HostMemory:
         ``length`` is 1, 2, 4 or 8.
         """
         parts = []
-        end = address + length
-        while address < end:
-            offset = address % PAGE
-            size = min(end - address, PAGE - offset)
-            page = self._pages.get(address // PAGE)
+        for at, size in pieces(address, length):
+            page = self._pages.get(at // PAGE)
             if page is not None:
-                parts.append(bytes(page[offset : offset + size]))
-            elif self.is_ram(address):
+                parts.append(bytes(page[at % PAGE : at % PAGE + size]))
+            elif self.is_ram(at):
                 parts.append(bytes(size))
             else:
-                parts.append(self._load(address, size))
-            address += size
+                parts.append(self._load(at, size))
         return b"".join(parts)
 
     def write(self, address: int, data: bytes) -> None:
         """Bytes to a physical address; lost where nothing answers."""
-        position = 0
-        while position < len(data):
-            at = address + position
-            size = min(len(data) - position, PAGE - at % PAGE)
-            piece = data[position : position + size]
+        for at, size in pieces(address, len(data)):
+            piece = data[at - address : at - address + size]
             page = self._pages.get(at // PAGE)
             if page is None and self.is_ram(at):
                 page = self._pages[at // PAGE] = bytearray(PAGE)
@@ -173,7 +175,6 @@ class HostMemory:
                 page[at % PAGE : at % PAGE + size] = piece
             else:
                 self._store(at, piece)
-            position += size
 
     def _load(self, address: int, length: int) -> bytes:
         window = self._window(address)

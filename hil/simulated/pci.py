@@ -15,7 +15,7 @@ from typing import Protocol
 
 from hil.pci.address import Address
 from hil.simulated.config_data import EXTENDED, template
-from hil.simulated.memory import PAGE, HostMemory, Window
+from hil.simulated.memory import HostMemory, Window, pieces
 
 #: Registers of the header (PCIe 7.5.1).
 COMMAND, STATUS, CAPABILITY_POINTER = 0x04, 0x06, 0x34
@@ -118,15 +118,11 @@ class Fabric:
         """
         if not function.may_master:
             raise DmaAborted(f"{function.address} may not master the bus")
-        end = address + length
-        while address < end:
-            size = min(end - address, PAGE - address % PAGE)
-            if self.remapper is None or address in MESSAGES:
-                physical = address
+        for at, size in pieces(address, length):
+            if self.remapper is None or at in MESSAGES:
+                yield at, size
             else:
-                physical = self.remapper.translate(function.requester_id, address, write)
-            yield physical, size
-            address += size
+                yield self.remapper.translate(function.requester_id, at, write), size
 
 
 class _MessageWindow:

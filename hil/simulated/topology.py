@@ -114,30 +114,41 @@ def _address(text: str) -> Address:
     return Address.parse(text)
 
 
+def _in_use(wide: int, disk: int) -> tuple[FunctionSpec, FunctionSpec]:
+    """The NIC and the disk that the host itself needs.
+
+    Args:
+        wide: address of the first of their BARs of 64 bits.
+        disk: bytes.
+    """
+    net = FunctionSpec(
+        "vtnet",
+        "virtio-net",
+        _address("00:02.0"),
+        {0: 0x7120, 1: 0xC038_7000, 4: wide},
+        22,
+        mac="52:54:00:12:34:56",
+        in_use="management NIC",
+    )
+    block = FunctionSpec(
+        "vtblk",
+        "virtio-blk",
+        _address("00:03.0"),
+        {0: 0x7000, 1: 0xC038_6000, 4: wide + 0x4000},
+        23,
+        size=disk,
+        in_use="root disk",
+    )
+    return net, block
+
+
 def _recorded_functions(vendor: str) -> tuple[FunctionSpec, ...]:
     wide = 0xE0_2000_0000 if vendor == "amd" else 0x8_0000_0000
     amd = (FunctionSpec("iommu", "amd-iommu", _address("00:01.0")),) if vendor == "amd" else ()
     return (
         FunctionSpec("host-bridge", "host-bridge", _address("00:00.0")),
         *amd,
-        FunctionSpec(
-            "vtnet",
-            "virtio-net",
-            _address("00:02.0"),
-            {0: 0x7120, 1: 0xC038_7000, 4: wide},
-            22,
-            mac="52:54:00:12:34:56",
-            in_use="management NIC",
-        ),
-        FunctionSpec(
-            "vtblk",
-            "virtio-blk",
-            _address("00:03.0"),
-            {0: 0x7000, 1: 0xC038_6000, 4: wide + 0x4000},
-            23,
-            size=6361093 * 512,
-            in_use="root disk",
-        ),
+        *_in_use(wide, 6361093 * 512),
         FunctionSpec(
             "em0",
             "e1000e",
@@ -226,24 +237,7 @@ def _lab_functions(vendor: str, *, cards: bool = False) -> tuple[FunctionSpec, .
     functions = [
         FunctionSpec("host-bridge", "host-bridge", _address("00:00.0")),
         *amd,
-        FunctionSpec(
-            "vtnet",
-            "virtio-net",
-            _address("00:02.0"),
-            {0: 0x7120, 1: 0xC038_7000, 4: 0xC039_0000},
-            22,
-            mac="52:54:00:12:34:56",
-            in_use="management NIC",
-        ),
-        FunctionSpec(
-            "vtblk",
-            "virtio-blk",
-            _address("00:03.0"),
-            {0: 0x7000, 1: 0xC038_6000, 4: 0xC039_4000},
-            23,
-            size=16 * GIB,
-            in_use="root disk",
-        ),
+        *_in_use(0xC039_0000, 16 * GIB),
         FunctionSpec("lpc", "lpc", _address("00:1f.0")),
         FunctionSpec("ahci", "ahci", _address("00:1f.2"), {4: 0x70C0, 5: 0xC038_4000}, 16),
         FunctionSpec("smbus", "smbus", _address("00:1f.3"), {4: 0x7080}, 16),

@@ -14,7 +14,7 @@ from hil.pci.address import Address
 from hil.simulated.errno import Errno, SimError
 from hil.simulated.iommu import AmdUnit, VtdUnit
 from hil.simulated.machine import Machine, locked
-from hil.simulated.memory import GIB, PAGE, SUPERPAGE, OutOfMemory
+from hil.simulated.memory import GIB, PAGE, SUPERPAGE, OutOfMemory, pieces
 from hil.simulated.newbus import Attached, Device, Driver
 from hil.simulated.panic import HostPanic
 from hil.simulated.pci import BUS_MASTER, COMMAND, IO_DECODE, MEMORY_DECODE, PciFunction
@@ -148,29 +148,23 @@ class Vm:
     def read(self, address: int, length: int) -> bytes:
         """As a virtual processor loads: memory, or a device's registers; else all ones."""
         parts = []
-        end = address + length
-        while address < end:
-            size = min(end - address, PAGE - address % PAGE)
-            trap = self._trap(address)
-            physical = self._resolve(address)
+        for at, size in pieces(address, length):
+            trap = self._trap(at)
+            physical = self._resolve(at)
             if trap is not None:
                 start, registers = trap
-                parts.append(registers.trapped_load(address - start, size))
+                parts.append(registers.trapped_load(at - start, size))
             elif physical is not None:
                 parts.append(self.machine.memory.read(physical, size))
             else:
                 parts.append(b"\xff" * size)
-            address += size
         return b"".join(parts)
 
     @locked
     def write(self, address: int, data: bytes) -> None:
         """As a virtual processor stores; lost where nothing is."""
-        position = 0
-        while position < len(data):
-            at = address + position
-            size = min(len(data) - position, PAGE - at % PAGE)
-            piece = data[position : position + size]
+        for at, size in pieces(address, len(data)):
+            piece = data[at - address : at - address + size]
             trap = self._trap(at)
             physical = self._resolve(at)
             if trap is not None:
@@ -178,7 +172,6 @@ class Vm:
                 registers.trapped_store(at - start, piece)
             elif physical is not None:
                 self.machine.memory.write(physical, piece)
-            position += size
 
     def _trap(self, address: int) -> tuple[int, TrappedRegisters] | None:
         for start, end, registers in self.traps:

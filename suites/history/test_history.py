@@ -123,8 +123,7 @@ def test_a_guest_that_was_killed_leaves_nothing_once_it_is_destroyed(
 def test_vfs_made_after_the_first_assignment_move_frames_in_guests(
     two_guests_with_vfs: Pair,
 ) -> None:
-    pairs = zip(two_guests_with_vfs.guests, two_guests_with_vfs.devices, strict=True)
-    for index, (guest, vf) in enumerate(pairs):
+    for index, (guest, vf) in enumerate(two_guests_with_vfs.held_by.items()):
         nic.echo(guest, nic.join(guest, vf, index), sizes=nic.SIZES[-2:])
 
 

@@ -12,15 +12,7 @@ from pathlib import Path
 import pytest
 
 from hil.bisect.record import Settings
-
-LAB = """
-[lab]
-name = "here"
-kind = "physical"
-[hosts.alpha]
-platform = "linux-vfio"
-transport = "local"
-"""
+from tests.inventories import HERE
 
 #: Fails by whose fault the installed driver says.
 TEST = """
@@ -95,6 +87,6 @@ def make(folder: Path, *drivers: str) -> Driver:
         git(tree, "add", "driver")
         git(tree, "commit", "-q", "-m", f"change {number}: {driver}")
         commits.append(git(tree, "rev-parse", "HEAD"))
-    (folder / "here.toml").write_text(LAB)
+    (folder / "here.toml").write_text(HERE)
     (folder / "test_driver.py").write_text(TEST)
     return Driver(tree, tuple(commits), folder)

@@ -24,7 +24,8 @@ from hil.lab.load import parse
 from hil.power.base import Power, PowerState
 from hil.reporting.outcome import Outcome, Status
 from hil.reporting.run import Run
-from tests.bisect.conftest import LAB, Driver, make
+from tests.bisect.conftest import Driver, make
+from tests.inventories import HERE
 
 Words = list[str]
 
@@ -390,7 +391,7 @@ def rebooted(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakePower], None]:
 
         monkeypatch.setattr(step, "power_of", lambda lab, host: power)
         monkeypatch.setattr(step, "connect", connect)
-        step._reboot(parse(LAB, Path("here.toml")), "alpha", 1.0)
+        step._reboot(parse(HERE, Path("here.toml")), "alpha", 1.0)
 
     return reboot
 

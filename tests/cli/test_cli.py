@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,23 +17,9 @@ from hil import cli
 from hil.errors import GuestError, HilError, InventoryError, LabError, ProductError
 from hil.journal import LINUX
 from hil.platforms.linux import LinuxVfio
+from tests.inventories import HERE
 
-RIGHT = """
-[lab]
-name = "here"
-kind = "physical"
-[hosts.alpha]
-platform = "linux-vfio"
-transport = "local"
-"""
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signals")
 
 
 @pytest.fixture
@@ -43,7 +28,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     places = replace(LINUX, leases=str(tmp_path / "leases"), journal=str(tmp_path / "journal"))
     monkeypatch.setattr(LinuxVfio, "dialect", places)
     monkeypatch.setenv("COLUMNS", "100")
-    (tmp_path / "here.toml").write_text(RIGHT)
+    (tmp_path / "here.toml").write_text(HERE)
     return tmp_path / "here.toml"
 
 
@@ -162,7 +147,7 @@ def test_a_terminal_that_knows_few_letters_gets_the_others_as_question_marks(lab
 def test_a_wrong_inventory_has_all_its_mistakes_shown(
     lab: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lab.write_text(RIGHT.replace("platform", "platfrom").replace("physical", "real"))
+    lab.write_text(HERE.replace("platform", "platfrom").replace("physical", "real"))
     assert cli.main(["doctor", "--lab", str(lab)]) == 5
     err = capsys.readouterr().err
     assert "did you mean 'platform'?" in err
@@ -329,7 +314,7 @@ def test_doctor_goes_on_where_a_host_does_not_answer(
 ) -> None:
     more = '[hosts.beta]\nplatform="linux-vfio"\naddress="127.0.0.1"\nkey_file="none"\n'
     more += '[hosts.gamma]\nplatform="freebsd-bhyve"\naddress="127.0.0.1"\nkey_file="none"\n'
-    lab.write_text(RIGHT + more)
+    lab.write_text(HERE + more)
     assert cli.main(["doctor", "--lab", str(lab)]) == 1
     out = capsys.readouterr().out
     assert "vfio-pci" in out
@@ -384,7 +369,7 @@ def test_ssh_expects_the_host_key_that_the_inventory_names(
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr("os.execvp", lambda _, words: started.extend(words))
-    lab.write_text(RIGHT.replace('transport = "local"', f'address = "a"\nhost_key = "{host_key}"'))
+    lab.write_text(HERE.replace('transport = "local"', f'address = "a"\nhost_key = "{host_key}"'))
     assert cli.main(["lab", "ssh", "--lab", str(lab), "--", "uname"]) == 0
     assert started[-5:] == ["-l", "root", "--", "a", "uname"]
     assert [word for word in started if word.startswith("KnownHosts")] == options

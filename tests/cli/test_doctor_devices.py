@@ -16,6 +16,7 @@ from hil.pci.budget import Windows
 from hil.platforms.bar_windows import BHYVE, address_bits, q35
 from hil.platforms.contract import Bar, Function
 from tests.fakes import FLR, MSI, PM_KEEPS, Answer, FakeTransport, config, function
+from tests.inventories import WITH_GPU
 from tests.platforms.survey import Written, survey
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -134,20 +135,7 @@ def test_a_processor_s_address_bits_are_read() -> None:
 
 # ---- asking a Linux host -------------------------------------------------------------------
 
-
-LAB = """
-[lab]
-name = "x"
-kind = "physical"
-[hosts.alpha]
-platform = "linux-vfio"
-address = "alpha"
-[devices.gpu0]
-kind = "gpu"
-host = "alpha"
-functions = ["0000:03:00.0"]
-guest_memory = 8192
-"""
+MORE = 'functions = ["0000:03:00.0"]\nguest_memory = 8192\n'
 
 
 def linux(address: str = "0000:03:00.0") -> list[Check]:
@@ -167,7 +155,7 @@ def linux(address: str = "0000:03:00.0") -> list[Check]:
     def answer(command: tuple[str, ...], _stdin: bytes) -> Answer:
         return 0, "user=0\nbits= 39 48 \n" if command[2] == LINUX_SURVEY else survey(written), ""
 
-    lab = parse(LAB, Path("x.toml"))
+    lab = parse(WITH_GPU + MORE, Path("x.toml"))
     return linux_host("alpha", FakeTransport(answer), Deadline(60, "the survey"), lab)
 
 

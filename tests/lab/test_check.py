@@ -12,6 +12,7 @@ from hil.lab.models import Lab
 from hil.pci.address import Address
 from hil.pci.config import ConfigSpace
 from hil.platforms.contract import Function
+from tests.inventories import WITH_GPU
 
 SERIAL = 0x001B21FFFFAABBCC
 
@@ -206,21 +207,7 @@ def test_a_gpu_computes_if_its_vendor_serves_opencl() -> None:
 
 
 def gpu_lab(device: str) -> Lab:
-    return parse(
-        f"""
-[lab]
-name = "x"
-kind = "physical"
-[hosts.alpha]
-platform = "linux-vfio"
-address = "alpha"
-[devices.gpu0]
-kind = "gpu"
-host = "alpha"
-{device}
-""",
-        Path("x.toml"),
-    )
+    return parse(WITH_GPU + device, Path("x.toml"))
 
 
 def card() -> list[Function]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,23 +20,18 @@ from hil.platforms.contract import Platform
 from hil.transport.base import Transport
 from hil.transport.local import LocalTransport
 from tests.fakes import DISK, NIC, FakePlatform, function, soon
+from tests.inventories import HERE
 from tests.lab.places import KINDS, change
 
-LAB = """
-[lab]
-name = "rack"
-kind = "physical"
-[hosts.alpha]
-platform = "linux-vfio"
-transport = "local"
-"""
 DEVICE = """
 [devices.{name}]
 kind = "other"
 host = "alpha"
 functions = ["{address}"]
 """
-HERE = LocalTransport("alpha")
+LOCAL = LocalTransport("alpha")
+
+pytestmark = pytest.mark.usefixtures("signals")
 
 
 @pytest.fixture(autouse=True)
@@ -55,16 +48,8 @@ def host(monkeypatch: pytest.MonkeyPatch, dialect: Dialect) -> None:
     monkeypatch.setattr(live, "platform_of", platform_of)
 
 
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def lab(shared: bool = False, **devices: object) -> Lab:
-    text = LAB + ("shared = true\n" if shared else "")
+    text = HERE + ("shared = true\n" if shared else "")
     for name, address in devices.items():
         text += DEVICE.format(name=name, address=address)
     return parse(text, Path("rack.toml"))
@@ -75,7 +60,7 @@ def run(inventory: Lab, wait: float = 60) -> AbstractContextManager[live.LiveLab
 
 
 def cards_in_use(dialect: Dialect) -> list[str]:
-    return [lease.name for lease in look(HERE, dialect, soon()) if "run." not in lease.name]
+    return [lease.name for lease in look(LOCAL, dialect, soon()) if "run." not in lease.name]
 
 
 def test_a_run_has_the_whole_host_and_another_is_told_whom_it_waits_for(dialect: Dialect) -> None:
@@ -107,7 +92,7 @@ def test_on_a_shared_host_runs_with_different_devices_go_side_by_side(dialect: D
 
 
 def test_a_shared_host_may_run_nothing_that_takes_it_from_others() -> None:
-    text = LAB + "shared = true\ndanger = 2\n"
+    text = HERE + "shared = true\ndanger = 2\n"
     with pytest.raises(InvalidFileError, match="a shared host"):
         parse(text, Path("rack.toml"))
 
@@ -163,7 +148,7 @@ def test_a_run_that_lost_its_leases_is_told_so_and_changes_nothing(tmp_path: Pat
 @pytest.fixture
 def inventory(tmp_path: Path) -> str:
     path = tmp_path / "rack.toml"
-    path.write_text(LAB)
+    path.write_text(HERE)
     return str(path)
 
 
@@ -187,7 +172,7 @@ def test_hil_leases_lists_who_uses_what(inventory: str, capsys: pytest.CaptureFi
 def leave(dialect: Dialect, path: Path, guard: str = RUN) -> None:
     """Something of a run that is dead."""
     undo, command = change(path)
-    Journal(HERE, dialect, KINDS).change(undo, command, deadline=soon(), guard=guard)
+    Journal(LOCAL, dialect, KINDS).change(undo, command, deadline=soon(), guard=guard)
 
 
 def test_hil_recover_shows_what_a_dead_run_left_and_puts_it_back(

@@ -287,7 +287,7 @@ def test_a_fixture_that_fails_to_end_between_two_attempts_is_told(run_hil: RunHi
         kind="emulated",
     )
     assert ran.statuses == {"test_a": "passed", "test_b": "passed"}
-    assert "before test_a was repeated: it sticks" in ran.text
+    assert "before test_a was repeated: ValueError: it sticks" in ran.text
 
 
 def test_an_interruption_of_the_second_attempt_leaves_the_test_without_an_end(

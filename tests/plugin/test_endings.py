@@ -275,6 +275,31 @@ def test_an_interrupted_run_is_told_as_incomplete(run_hil: RunHil, end: str) -> 
     assert json.loads((ran.run / "run.json").read_text())["state"] == "running"
 
 
+@pytest.mark.parametrize(
+    "at", ["logstart(): ", "logreport(report): report.when == 'setup' and ", "logfinish(): "]
+)
+def test_an_interruption_between_two_phases_ends_the_fixtures_and_tells_what_they_raised(
+    run_hil: RunHil, pytester: pytest.Pytester, at: str
+) -> None:
+    pytester.makeconftest(f"def stop(): raise KeyboardInterrupt\ndef pytest_runtest_{at}stop()\n")
+    ran = run_hil(
+        "import pathlib\n"
+        "@pytest.fixture\n"
+        "def own():\n"
+        "    pathlib.Path('begun').touch()\n"
+        "    yield\n"
+        "    pathlib.Path('ended').touch()\n"
+        "    raise ValueError('no cable')\n"
+        "@pytest.mark.danger(0)\n"
+        "def test_it(own): pass\n"
+    )
+    assert ran.result.ret == pytest.ExitCode.INTERRUPTED
+    assert Path("begun").exists() == Path("ended").exists() == ("logstart" not in at)
+    assert "StashKey" not in ran.text
+    told = "after the interruption of test_it: ValueError: no cable" in ran.text
+    assert told == ("setup" in at), ran.text
+
+
 def test_a_distributed_run_gathers_all_outcomes(run_hil: RunHil, pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     ran = run_hil(ENDINGS, "-n2")

@@ -26,6 +26,7 @@ from hil.power.emulated import EmulatedPower
 from hil.power.none import NoPower
 from hil.power.outlet import OutletPower
 from tests.fakes import soon
+from tests.inventories import REMOTE
 
 
 @pytest.fixture(autouse=True)
@@ -327,19 +328,10 @@ def test_hil_s_own_errors_pass_as_they_are(error: HilError) -> None:
 
 # ---- the inventory ----------------------------------------------------------------------
 
-LAB = """
-[lab]
-name = "x"
-kind = "physical"
-[hosts.alpha]
-platform = "linux-vfio"
-address = "alpha.example.org"
-"""
-
 
 def driver(tmp_path: Path, power: str) -> Power:
     (tmp_path / "secret").write_text("hush\nnot this\n")
-    return power_of(parse(LAB + power, tmp_path / "x.toml"), "alpha")
+    return power_of(parse(REMOTE + power, tmp_path / "x.toml"), "alpha")
 
 
 def test_the_inventory_names_the_driver(tmp_path: Path) -> None:

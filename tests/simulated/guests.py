@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from hil.deadline import Deadline, poll
 from hil.simulated.files import Files
 from hil.simulated.guest import Guest, guest_class
 from hil.simulated.guest_image import GuestImage
+from hil.simulated.guest_kernel import Hardware
 from hil.simulated.guest_network import GuestNetworks, Tap
 from hil.simulated.machine import Machine
 from hil.simulated.net import Tap as HostTap
@@ -19,6 +21,13 @@ from hil.simulated.process import SIGKILL, System, execute
 #: How bhyve is told its own devices, but for passed ones.
 SLOTS = {(0, 0): "hostbridge", (31, 0): "lpc", (3, 0): "virtio-blk"}
 TAP = "02:68:69:00:00:01"
+
+
+def joined(machine: Machine, name: str, address: str) -> None:
+    """Give the host's end of a cable an address."""
+    interface = machine.kernel.interfaces()[name]
+    interface.addresses = [ipaddress.IPv4Interface(address)]
+    interface.set_up(True)
 
 
 class Bhyve:
@@ -35,7 +44,7 @@ class Bhyve:
         machine: Machine,
         devices: Mapping[int, str],
         *,
-        image: GuestImage | None = None,
+        image: GuestImage,
         memory: int = 256 << 20,
         tap: bool = False,
     ) -> None:
@@ -53,16 +62,16 @@ class Bhyve:
             assert isinstance(made, HostTap)
             made.set_up(True)
             taps.append(Tap(TAP, made))
-        image = image or GuestImage()
         self._passed = self._pass(devices)
         self.guest: Guest = guest_class(image)(
-            self.vm.name,
-            self.vm,
+            Hardware(
+                vm=self.vm,
+                cpus=1,
+                passthru={(slot, 0): device for slot, device in self._passed.items()},
+                slots=slots,
+                taps=taps,
+            ),
             image,
-            cpus=1,
-            passthru={(slot, 0): device for slot, device in self._passed.items()},
-            slots=slots,
-            taps=taps,
             send=self.printed.extend,
             networks=self.networks,
         )
@@ -129,3 +138,7 @@ class Bhyve:
     def kill(self) -> None:
         self.process.signal(SIGKILL)
         self._thread.join(60)
+
+
+#: Boots a guest on a machine; see the fixture ``boot``.
+Boot = Callable[..., Bhyve]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import ipaddress
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,36 +18,14 @@ from hil.transport.agent import Agent, program
 from hil.transport.keys import generate
 from hil.transport.ssh import SshTransport
 from tests.recorded import recorded as recording
-from tests.simulated.guests import TAP, Bhyve
+from tests.simulated.guests import TAP, Bhyve, Boot, joined
 
-Boot = Callable[..., Bhyve]
 RECORDED = GuestImage(release="13.2-RELEASE", kernel="BHYVEHOST")
-
-
-@pytest.fixture
-def boot() -> Iterator[Boot]:
-    """Boots guests, and ends them with the test."""
-    made: list[Bhyve] = []
-
-    def make(machine: Machine, **options: object) -> Bhyve:
-        made.append(Bhyve(machine, options.pop("devices", {}), **options))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.kill()
 
 
 @pytest.fixture
 def host() -> Machine:
     return Machine(lab("13.2", "intel"))
-
-
-def joined(machine: Machine, name: str, address: str) -> None:
-    """Give the host's end of a cable an address."""
-    interface = machine.kernel.interfaces()[name]
-    interface.addresses = [ipaddress.IPv4Interface(address)]
-    interface.set_up(True)
 
 
 # ---- what is printed ----------------------------------------------------------------

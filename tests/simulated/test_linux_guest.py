@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import ipaddress
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -22,27 +21,17 @@ from hil.transport.agent import Agent, program
 from hil.transport.keys import generate
 from hil.transport.quoting import quote
 from hil.transport.ssh import SshTransport
-from tests.simulated.guests import TAP, Bhyve
+from tests.simulated.guests import TAP, Bhyve, Boot, joined
 from tests.simulated.machine import run
 
-Boot = Callable[..., Bhyve]
 IMAGE = dataclasses.replace(LINUX, arguments=LINUX.own_arguments)
 ASKED = LinuxGuest()
 PASSED = Address.parse("0000:00:08.0")
 
 
 @pytest.fixture
-def boot() -> Iterator[Boot]:
-    """Boots guests, and ends them with the test."""
-    made: list[Bhyve] = []
-
-    def make(machine: Machine, image: GuestImage = IMAGE, **options: Any) -> Bhyve:
-        made.append(Bhyve(machine, options.pop("devices", {}), image=image, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.kill()
+def image() -> GuestImage:
+    return IMAGE
 
 
 @pytest.fixture
@@ -55,13 +44,6 @@ def asked(guest: Bhyve, command: Sequence[str], stdin: bytes = b"") -> str:
     done = run(guest.guest.system, quote(command), stdin=stdin)
     assert (done.status, done.err) == (0, b"")
     return done.text
-
-
-def joined(machine: Machine, name: str, address: str) -> None:
-    """Give the host's end of a cable an address."""
-    interface = machine.kernel.interfaces()[name]
-    interface.addresses = [ipaddress.IPv4Interface(address)]
-    interface.set_up(True)
 
 
 # ---- what is printed ----------------------------------------------------------------

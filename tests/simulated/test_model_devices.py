@@ -28,6 +28,15 @@ def config_of(function: PciFunction) -> ConfigSpace:
     return ConfigSpace(bytes(function.peek(at, 1) for at in range(size)))
 
 
+def passed(name: str) -> GuestPort:
+    """A function of a new machine, which a guest has and has enabled."""
+    machine = Machine(lab())
+    reserve(machine, name)
+    port = Guest(machine).take(name)
+    enable_device(port)
+    return port
+
+
 # -- configuration space against the recorded host --------------------------------------------
 
 
@@ -98,15 +107,13 @@ def test_edu_has_the_registers_of_its_specification() -> None:
 
 
 def test_edus_interrupt_reaches_the_guest_once_and_the_host_counts_it() -> None:
-    machine = Machine(lab())
-    reserve(machine, "edu0")
-    guest = Guest(machine)
-    port = guest.take("edu0")
-    enable_device(port)
+    port = passed("edu0")
+    guest = port.guest
     hits: list[int] = []
     assert port.enable_interrupts([("edu", lambda: hits.append(1))]) == 1
     port.bar_store(0, 0x60, 4, 1)
     assert hits == [1]
+    machine = guest.machine
     counted = {i.name: i.count for i in machine.kernel.interrupts()}
     assert counted["ppt0"] == 1
     guest.vm.destroy()
@@ -244,11 +251,7 @@ def test_two_guests_with_a_vf_each_and_the_peer_see_only_their_own_frames() -> N
 
 
 def test_every_vector_of_igb_is_delivered_by_its_own_message() -> None:
-    machine = Machine(lab())
-    reserve(machine, "nic0")
-    guest = Guest(machine)
-    port = guest.take("nic0")
-    enable_device(port)
+    port = passed("nic0")
     hits: list[int] = []
     port.enable_interrupts([(str(n), lambda n=n: hits.append(n)) for n in range(10)])  # type: ignore[misc]
     port.bar_store(0, nic.EIMS, 4, 0x3FF)
@@ -258,11 +261,7 @@ def test_every_vector_of_igb_is_delivered_by_its_own_message() -> None:
 
 
 def test_a_masked_vector_stays_pending_and_is_delivered_once() -> None:
-    machine = Machine(lab())
-    reserve(machine, "nic0")
-    guest = Guest(machine)
-    port = guest.take("nic0")
-    enable_device(port)
+    port = passed("nic0")
     hits: list[int] = []
     port.enable_interrupts([("only", lambda: hits.append(1))])
     port.bar_store(0, nic.EIMS, 4, 1)

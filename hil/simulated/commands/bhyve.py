@@ -258,6 +258,7 @@ class _Machine:
 
     def _guest_life(self) -> int:
         from hil.simulated.guest import guest_class
+        from hil.simulated.guest_kernel import Hardware
 
         process, config, host = self._process, self._config, self._host
         image = self._image()
@@ -273,17 +274,18 @@ class _Machine:
             return self._gone()
         sender = self._thread({})
         guest = guest_class(image)(
-            config.name,
-            self._vm,
+            Hardware(
+                vm=self._vm,
+                cpus=config.cpus,
+                passthru=self._passed,
+                slots={
+                    (place.slot, place.function): device["device"]
+                    for place, device in config.devices.items()
+                    if device["device"] != "passthru"
+                },
+                taps=self._taps,
+            ),
             image,
-            cpus=config.cpus,
-            passthru=self._passed,
-            slots={
-                (place.slot, place.function): device["device"]
-                for place, device in config.devices.items()
-                if device["device"] != "passthru"
-            },
-            taps=self._taps,
             send=functools.partial(self._send, sender),
             networks=host.networks,
         )

@@ -343,8 +343,8 @@ def realpath(process: Process) -> int:
     return status
 
 
-def readlink(process: Process) -> int:
-    found, names = getopt(process, "fn")
+def readlink(process: Process, options: str = "fn") -> int:
+    found, names = getopt(process, options)
     for name in names:
         node = process.system.files.find(process.path(name), follow=False)
         if isinstance(node, Link):

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hil.simulated import commands
+from hil.simulated.commands import files
 from hil.simulated.commands.kernel import dmesg
 from hil.simulated.commands.network import nc
 from hil.simulated.commands.options import flags, getopt
 from hil.simulated.commands.text import chunks, had_errors, opened
 from hil.simulated.errno import SimError
-from hil.simulated.files import Link
 from hil.simulated.guest_commands import ssh_commands
 from hil.simulated.guest_python import python3
 from hil.simulated.net import Interface
@@ -52,7 +52,7 @@ def _end(guest: LinuxGuest, how: str, process: Process) -> int:
 
 
 def _python3(guest: LinuxGuest, process: Process) -> int:
-    return python3(process, guest.linux.ram, "linux", guest.linux.huge_pages)
+    return python3(process, guest.kernel.ram, "linux", guest.kernel.huge_pages)
 
 
 # ---- files and the kernel ----------------------------------------------------------
@@ -72,19 +72,10 @@ def _sum(kind: str, process: Process) -> int:
 
 def readlink(process: Process) -> int:
     """Coreutils' ``readlink [-f]``, which says nothing of what is no link."""
-    found, names = getopt(process, "efmnqsvz")
-    for name in names:
-        try:
-            node = process.system.files.find(process.path(name), follow=False)
-        except SimError:
-            return 1
-        if isinstance(node, Link):
-            process.out(f"{node.target}\n")
-        elif ("f", "") in found:
-            process.out(f"{process.path(name)}\n")
-        else:
-            return 1
-    return 0
+    try:
+        return files.readlink(process, "efmnqsvz")
+    except SimError:
+        return 1
 
 
 def uname(process: Process) -> int:

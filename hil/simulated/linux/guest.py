@@ -3,88 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
 
-from hil.simulated.files import Device, Node
 from hil.simulated.guest import Ending, Guest
 from hil.simulated.guest_image import GuestImage
 from hil.simulated.guest_kernel import GuestKernel
-from hil.simulated.guest_memory import GuestFiles
-from hil.simulated.guest_network import Tap
+from hil.simulated.guest_system import GuestSystem
 from hil.simulated.guest_text import Voice
-from hil.simulated.host_system import HostSystem, RawDisk
 from hil.simulated.linux import sysfs, text
 from hil.simulated.linux.commands import linux_commands
 from hil.simulated.linux.kernel import LinuxKernel
-from hil.simulated.process import Process, System
+from hil.simulated.process import Process
 from hil.simulated.shell import Shell
-
-if TYPE_CHECKING:
-    from hil.simulated.passthru import Passthru
-    from hil.simulated.vmm import Vm
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CONSOLE = "console=ttyS0"
 
 
-class LinuxSystem(System):
+class LinuxSystem(GuestSystem):
     """The processes of one boot of a Linux guest, over its kernel."""
 
-    def __init__(self, image: GuestImage, kernel: LinuxKernel) -> None:
-        files = GuestFiles(kernel.ram)
-        super().__init__(
-            image.hostname,
-            {},
-            files,
-            kernel.machine,
-            version=image.release,
-            build=image.kernel,
-            ident="",
-        )
-        self.image = image
-        #: What the disks of a host's /dev ask, and a guest's too.
-        self.host = kernel.machine
-        for name in ("/usr", "/usr/local", "/root/.ssh", "/run", "/dev/shm"):
-            files.make_directory(name)
-        files.directory("/dev").dynamic = self._devices
+    disk_mode = 0o660
 
-    def _devices(self) -> dict[str, Node]:
-        system = cast("HostSystem", self)
-        return {
-            name: Device(lambda _process, _mode, n=name: RawDisk(system, n), 0o660)  # type: ignore[misc]
-            for name in list(self.host.kernel.disks)
-        }
+    def __init__(self, image: GuestImage, kernel: GuestKernel) -> None:
+        super().__init__(image, kernel, build=image.kernel)
+        for name in ("/run", "/dev/shm"):
+            self.files.make_directory(name)
 
 
 class LinuxGuest(Guest):
     """A guest that runs Linux."""
 
     serial = "ttyS0"
+    kernel_class = LinuxKernel
+    system_class = LinuxSystem
+    kernel: LinuxKernel
     reboot_type = "acpi"
     """``/sys/kernel/reboot/type``."""
     _dead = False
     """Whether its processors do nothing any more: panicked, or halted."""
 
-    def _make_kernel(
-        self,
-        vm: Vm,
-        passthru: Mapping[tuple[int, int], Passthru],
-        slots: Mapping[tuple[int, int], str],
-        taps: Sequence[Tap],
-        cpus: int,
-    ) -> GuestKernel:
-        self.linux = LinuxKernel(
-            vm, passthru, slots, taps, image=self.image, cpus=cpus, say=self._kernel_says
-        )
-        return self.linux
-
-    def _make_system(self) -> System:
-        system = LinuxSystem(self.image, self.linux)
-        system.files.root.own["sys"] = sysfs.sys(self)
-        system.files.root.own["proc"] = sysfs.proc(self)
-        system.commands |= linux_commands(self)
-        return system
+    def _furnish(self) -> None:
+        own = self.system.files.root.own
+        own["sys"], own["proc"] = sysfs.sys(self), sysfs.proc(self)
+        self.system.commands |= linux_commands(self)
 
     # ---- bhyve's side ----------------------------------------------------------------
 
@@ -106,7 +67,7 @@ class LinuxGuest(Guest):
 
     @property
     def _has_console(self) -> bool:
-        return _CONSOLE in self.linux.arguments
+        return _CONSOLE in self.kernel.arguments
 
     def _kernel_says(self, line: str) -> None:
         if self._has_console:

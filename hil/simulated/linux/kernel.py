@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from hil.pci.address import Address
 from hil.simulated.errno import Errno, SimError
 from hil.simulated.guest_image import GuestImage
-from hil.simulated.guest_kernel import GuestKernel
+from hil.simulated.guest_kernel import GuestKernel, Hardware
 from hil.simulated.guest_memory import HugePages
-from hil.simulated.guest_network import Tap
 from hil.simulated.guest_text import Line, Voice
 from hil.simulated.kernel import Interrupt
 from hil.simulated.linux import text
@@ -24,10 +22,6 @@ from hil.simulated.linux.drivers import DRIVERS, Bound, Driver
 from hil.simulated.machine import locked
 from hil.simulated.newbus import Device
 from hil.simulated.pci import PCIE, PM, PciFunction
-
-if TYPE_CHECKING:
-    from hil.simulated.passthru import Passthru
-    from hil.simulated.vmm import Vm
 
 #: Seconds after its first line at which a kernel runs the first process.
 _BOOTED = 4.0
@@ -60,18 +54,8 @@ class LinuxKernel(GuestKernel):
 
     loopback = "lo"
 
-    def __init__(
-        self,
-        vm: Vm,
-        passthru: Mapping[tuple[int, int], Passthru],
-        slots: Mapping[tuple[int, int], str],
-        taps: Sequence[Tap],
-        *,
-        image: GuestImage,
-        cpus: int,
-        say: Callable[[str], None],
-    ) -> None:
-        super().__init__(vm, passthru, slots, taps, image=image, cpus=cpus, say=say)
+    def __init__(self, hardware: Hardware, image: GuestImage, say: Callable[[str], None]) -> None:
+        super().__init__(hardware, image, say)
         self.pci: dict[Address, PciDevice] = {}
         self.huge_pages = HugePages(self.ram)
         self.boot_id = str(uuid.uuid4())

@@ -235,7 +235,7 @@ def _places(kernel: LinuxKernel) -> dict[str, str]:
 
 def sys(guest: LinuxGuest) -> Directory:
     """The whole of ``/sys``."""
-    kernel = guest.linux
+    kernel = guest.kernel
 
     def set_reboot_type(kind: str) -> None:
         guest.reboot_type = kind
@@ -368,7 +368,7 @@ class _Pagemap:
 
 def proc(guest: LinuxGuest) -> Directory:
     """As much of ``/proc`` as somebody has asked for."""
-    kernel = guest.linux
+    kernel = guest.kernel
     image = kernel.image
     pages = kernel.huge_pages
 
