@@ -212,7 +212,8 @@ class Suites:
             CancelledError: it was called after :meth:`end`.
         """
         with transient.folder() as folder:
-            options = [f"--hil-lab={lab}", f"--hil-report={folder}", "-q", "-p", "no:cacheprovider"]
+            options = [f"--hil-lab={lab}", f"--hil-report={folder}", "--hil-no-html"]
+            options += ["-q", "-p", "no:cacheprovider"]
             if fault:
                 options.append(f"--hil-fault={fault}")
             if bug:

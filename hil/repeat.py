@@ -36,6 +36,7 @@ SETTINGS = ("HIL_QEMU", "HIL_QEMU_ARGS", "PYTEST_ADDOPTS")
 PACKAGES = ("pytest", "pytest-timeout", "pytest-xdist", "allure-pytest", "paramiko", "pexpect")
 #: Options that say nothing of the tests: where reports go, how long to wait for a lab.
 _OWN = ("--hil-report", "--hil-tag", "--hil-wait")
+_OWN_FLAGS = ("--hil-no-html",)
 #: Lines of a difference between inventories that are shown.
 _SHOWN = 30
 
@@ -111,6 +112,8 @@ def _arguments(how: Mapping[str, Any]) -> Iterator[str]:
         if name in _OWN:
             if not equals:
                 next(words, None)
+        elif word in _OWN_FLAGS:
+            continue
         elif name == "--hil-lab":
             yield f"--hil-lab={_lab(value if equals else next(words, ''), then)}"
         elif suites and (word == suites or word.startswith(f"{suites}/")):

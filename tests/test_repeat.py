@@ -43,7 +43,8 @@ def test_the_arguments_come_back_with_the_paths_of_then(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (lab.parent / "test_own.py").touch()
-    words = ["--hil-lab=here.toml", "--hil-report=r", "--hil-wait", "5", "--hil-danger=1"]
+    words = ["--hil-lab=here.toml", "--hil-report=r", "--hil-wait", "5"]
+    words += ["--hil-no-html", "--hil-danger=1"]
     run = noted(lab.parent, *words, "-k", "a or b", f"{SUITES}/dma", "test_own.py::test_a[x/y]")
     (lab.parent / "elsewhere").mkdir()
     monkeypatch.chdir(lab.parent / "elsewhere")

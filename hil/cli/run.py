@@ -40,6 +40,9 @@ def run(
     ] = None,
     lab: LabOption = "emulated",
     report_dir: Annotated[Path, typer.Option(help="Reports go below it.")] = Path("reports"),
+    no_html: Annotated[
+        bool, typer.Option("--no-html", help="Leave out the report's page; hil report makes it.")
+    ] = False,
     tag: Annotated[
         str, typer.Option(help="End the report folder's name so; for a build, its number.")
     ] = "",
@@ -92,6 +95,8 @@ def run(
     count = _labs_at_once(labs, inventory.kind)
     options = [f"--hil-lab={lab}", f"--hil-report={report_dir}", f"--hil-danger={danger}"]
     options.append(f"--hil-wait={wait}")
+    if no_html:
+        options.append("--hil-no-html")
     if tag:
         options.append(f"--hil-tag={tag}")
     if deadline is not None:
@@ -136,6 +141,8 @@ def _again(context: typer.Context, name: str, suites: Sequence[str]) -> int:
     options = [f"--hil-report={reports}", f"--hil-wait={context.params['wait']}"]
     settings = ("tag", "deadline", "test_deadline", "danger", "cycles", "watch", "retries")
     options += [f"--hil-{o.replace('_', '-')}={given[o]}" for o in settings if o in given]
+    if "no_html" in given:
+        options.append("--hil-no-html")
     if "labs" in given:
         lab = next(w for w in reversed(again.arguments) if w.startswith("--hil-lab="))
         count = _labs_at_once(given["labs"], load(lab.partition("=")[2]).kind)

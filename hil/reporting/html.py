@@ -116,13 +116,12 @@ def generate(directory: Path, deadline: Deadline | None = None) -> Path:
                 hint="the results are still there; is its version "
                 f"{VERSION}, and Node.js 20 or newer?",
             )
-        partial = run.directory / f".report.html.{os.getpid()}"
-        try:
+        # Beside the page, which is there whole or not at all, however this ends.
+        with transient.folder(run.directory, ".html-") as aside:
+            partial = aside / run.html.name
             with partial.open("w", encoding="utf-8") as page:
                 pack(pages[0].parent, page)
             partial.replace(run.html)
-        finally:
-            partial.unlink(missing_ok=True)
         history.keep(run, work / "history.jsonl")
     return run.html
 

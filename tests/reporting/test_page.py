@@ -8,6 +8,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+import signal
+import subprocess
+import sys
 import zlib
 from collections.abc import Mapping
 from io import StringIO
@@ -151,6 +154,44 @@ def test_a_report_is_made_of_a_run_that_was_killed(
 
 
 # ---- packing ---------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hil.reporting import html
+def killed(folder, out):
+    out.write("half a page")
+    out.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+html.pack = killed
+html.generate(Path(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_report_leaves_is_removed_by_the_next(
+    run_hil: RunHil, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran = run_hil(SUITE, "--hil-no-html")
+    assert "HIL_ALLURE" not in ran.text, "nobody asked for a page"
+    before = {path.name for path in ran.run.iterdir()}
+    allure = tmp_path / "allure"
+    allure.write_text(
+        "#!/bin/sh\n"
+        'until [ "$1" = --output ]; do shift; done\n'
+        'mkdir "$2" && touch "$2/index.html"\n'
+    )
+    allure.chmod(0o755)
+    monkeypatch.setenv("HIL_ALLURE", str(allure))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(ran.run)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = {path.name for path in ran.run.iterdir()} - before
+    assert left != "report.html", "half a page is no report"
+    monkeypatch.setattr(html, "pack", lambda _folder, out: out.write("a page"))
+    with pytest.raises(LabError, match="wrote no history"):
+        html.generate(ran.run)
+    assert (ran.run / "report.html").read_text() == "a page"
+    assert {path.name for path in ran.run.iterdir()} - before == {"report.html"}
+
 
 INDEX = """<html><head><link rel="preload" href="a.woff" as="font">
 <link rel="stylesheet" href="m.css">
