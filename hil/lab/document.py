@@ -9,12 +9,12 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from hil.errors import InventoryError
 
@@ -112,6 +112,32 @@ def parse(model: type[Model], text: str, source: Path) -> Model:
         return model.model_validate_json(document, strict=True)
     except ValidationError as error:
         raise InvalidFileError(source, _problems(error, model), text=text) from None
+
+
+def right_parts(model: type[BaseModel], text: str) -> dict[str, Any]:
+    """The fields of ``model`` in a text in which :func:`parse` has found mistakes.
+
+    ``None`` stands for a field in which there is one; where a field is a table of tables, only for
+    those of them in which there is one.
+    """
+    data = tomllib.loads(text)
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        value, kind = data.get(name), cast("Any", field.annotation)
+        if get_origin(kind) is Mapping:
+            entry = TypeAdapter[Any](get_args(kind)[1])
+            tables = value.items() if isinstance(value, dict) else ()
+            found[name] = {key: _right(entry, table) for key, table in tables}
+        else:
+            found[name] = _right(TypeAdapter(kind), value)
+    return found
+
+
+def _right(adapter: TypeAdapter[Any], value: object) -> Any:
+    try:
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError:
+        return None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

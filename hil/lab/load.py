@@ -5,14 +5,29 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from hil.errors import InventoryError
 from hil.lab import document, secrets
 from hil.lab.document import InvalidFileError, Problem, bounded, key_of, nearest
-from hil.lab.models import Capture, ImageEntry, Inventory, Lab, LabKind
+from hil.lab.models import (
+    Capture,
+    Cluster,
+    Device,
+    Host,
+    ImageEntry,
+    Inventory,
+    Lab,
+    LabKind,
+    LabSection,
+    Peer,
+)
 from hil.pci.address import Address
+
+T = TypeVar("T")
 
 #: The labs that need no file of the user's: they are part of hil.
 BUILT_IN = {
@@ -79,8 +94,12 @@ def _with_host_image(host: str, guest: str = "") -> Lab:
 
 def parse(text: str, source: Path) -> Lab:
     """The lab that the TOML ``text`` describes; ``source`` is its file, for messages."""
-    inventory = document.parse(Inventory, text, source)
-    if problems := _contradictions(inventory):
+    try:
+        inventory = document.parse(Inventory, text, source)
+    except InvalidFileError as error:
+        more = _contradictions(_Sections(**document.right_parts(Inventory, text)))
+        raise InvalidFileError(source, [*error.problems, *more], text=text) from None
+    if problems := _contradictions(_Sections(**dict(inventory))):
         raise InvalidFileError(source, problems, text=text)
     return Lab(
         name=inventory.lab.name,
@@ -135,105 +154,148 @@ _NEEDED = {
 }
 
 
-def _contradictions(inventory: Inventory) -> list[Problem]:
+@dataclass(frozen=True, slots=True)
+class _Sections:
+    """An inventory; ``None`` stands for what is wrong by itself, of which nothing more is said."""
+
+    lab: LabSection | None
+    hosts: Mapping[str, Host | None]
+    devices: Mapping[str, Device | None]
+    clusters: Mapping[str, Cluster | None]
+    images: Mapping[str, ImageEntry | None]
+
+    def may_be(self, kind: LabKind) -> bool:
+        """Whether the lab is of this kind, as far as is known."""
+        return self.lab is None or self.lab.kind is kind
+
+
+def _contradictions(found: _Sections) -> list[Problem]:
     """Mistakes that no single key shows."""
-    problems = []
-    kind = inventory.lab.kind
-    for name, host in inventory.hosts.items():
+    problems = [*_hosts(found), *_images(found), *_devices(found), *_clusters(found)]
+    return problems or _shapes(found)
+
+
+def _hosts(found: _Sections) -> Iterator[Problem]:
+    physical = found.lab is not None and found.lab.kind is LabKind.PHYSICAL
+    for name, host in _right(found.hosts):
         key = key_of(("hosts", name))
-        if kind is LabKind.PHYSICAL and host.transport == "ssh" and not host.address:
+        if physical and host.transport == "ssh" and not host.address:
             text = (
                 "missing; a host of a physical lab is reached at an address, or transport 'local'"
             )
-            problems.append(Problem(f"{key}.address", text))
+            yield Problem(f"{key}.address", text)
         if host.power is not None:
             for missing in _NEEDED[host.power.driver]:
                 if not getattr(host.power, missing):
                     text = f"missing; the driver {host.power.driver} needs it"
-                    problems.append(Problem(f"{key}.power.{missing}", text))
-        if host.model and kind is not LabKind.SIMULATED:
+                    yield Problem(f"{key}.power.{missing}", text)
+        if host.model and not found.may_be(LabKind.SIMULATED):
             text = "only a host of a simulated lab has one"
-            problems.append(Problem(f"{key}.model", text, bounded(host.model)))
+            yield Problem(f"{key}.model", text, bounded(host.model))
         if host.shared and host.danger > 1:
             text = "a shared host may run nothing above 1: it would take other runs' host away"
-            problems.append(Problem(f"{key}.danger", text, bounded(host.danger)))
+            yield Problem(f"{key}.danger", text, bounded(host.danger))
         if host.host_key and host.known_hosts:
-            problems.append(Problem(f"{key}.host_key", "give this or known_hosts, not both"))
-    for name, image in inventory.images.items():
+            yield Problem(f"{key}.host_key", "give this or known_hosts, not both")
+
+
+def _images(found: _Sections) -> Iterator[Problem]:
+    for name, image in _right(found.images):
         key = key_of(("images", name))
         if (image.root is None) == (image.snapshot is None):
-            problems.append(Problem(f"{key}.root", "give either root or snapshot"))
+            yield Problem(f"{key}.root", "give either root or snapshot")
         if image.loader == "uefi" and image.bootrom is None:
-            problems.append(Problem(f"{key}.bootrom", 'missing; loader "uefi" needs the firmware'))
+            yield Problem(f"{key}.bootrom", 'missing; loader "uefi" needs the firmware')
         if image.loader == "grub" and image.kernel is None and image.grub_root is None:
-            problems.append(Problem(f"{key}.grub_root", "missing; GRUB needs this or kernel"))
+            yield Problem(f"{key}.grub_root", "missing; GRUB needs this or kernel")
+
+
+def _devices(found: _Sections) -> Iterator[Problem]:
     owners: dict[tuple[str, Address], str] = {}
-    for name, device in inventory.devices.items():
+    for name, device in _right(found.devices):
         key = key_of(("devices", name))
-        problems += _unknown_host(f"{key}.host", device.host, inventory.hosts)
+        yield from _unknown_host(f"{key}.host", device.host, found)
         if not device.functions and device.match is None:
             text = "missing; name the device's functions here, or its identity in match"
-            problems.append(Problem(f"{key}.functions", text))
+            yield Problem(f"{key}.functions", text)
         for index, address in enumerate(device.functions):
             owner = owners.setdefault((device.host, address), name)
             where = f"{key}.functions[{index}]"
             if owner != name:
-                text = f"already a function of devices.{owner}; a function has one device"
-                problems.append(Problem(where, text, bounded(address.bdf)))
+                owner = key_of(("devices", owner))
+                text = f"already a function of {owner}; a function has one device"
+                yield Problem(where, text, bounded(address.bdf))
             elif address in device.functions[:index]:
-                problems.append(Problem(where, "listed twice", bounded(address.bdf)))
-    for name, device in inventory.devices.items():
-        problems += _capture(f"{key_of(('devices', name))}.capture", device.capture, kind)
-        if device.peer is None:
-            continue
-        key = f"{key_of(('devices', name))}.peer"
-        peer_host = device.peer.host or device.host
-        problems += _unknown_host(f"{key}.host", peer_host, inventory.hosts, device.peer.host)
-        if (device.peer.interface is None) == (device.peer.function is None):
-            problems.append(Problem(key, "give either interface or function"))
-        if device.peer.function and (peer_host, device.peer.function) in owners:
-            owner = owners[peer_host, device.peer.function]
-            text = f"belongs to devices.{owner}; a peer stays with its host and is never passed"
-            problems.append(Problem(f"{key}.function", text, bounded(device.peer.function.bdf)))
-    for name, cluster in inventory.clusters.items():
+                yield Problem(where, "listed twice", bounded(address.bdf))
+    for name, device in _right(found.devices):
+        key = key_of(("devices", name))
+        yield from _capture(f"{key}.capture", device.capture, found)
+        if device.peer is not None:
+            yield from _peer(f"{key}.peer", device.peer, device.host, found, owners)
+
+
+def _peer(
+    key: str,
+    peer: Peer,
+    device_host: str,
+    found: _Sections,
+    owners: Mapping[tuple[str, Address], str],
+) -> Iterator[Problem]:
+    if peer.host is not None:
+        yield from _unknown_host(f"{key}.host", peer.host, found)
+    if (peer.interface is None) == (peer.function is None):
+        yield Problem(key, "give either interface or function")
+    host = peer.host or device_host
+    if peer.function and (host, peer.function) in owners:
+        owner = key_of(("devices", owners[host, peer.function]))
+        text = f"belongs to {owner}; a peer stays with its host and is never passed"
+        yield Problem(f"{key}.function", text, bounded(peer.function.bdf))
+
+
+def _clusters(found: _Sections) -> Iterator[Problem]:
+    for name, cluster in _right(found.clusters):
         for index, member in enumerate(cluster.devices):
             where = f"{key_of(('clusters', name))}.devices[{index}]"
-            if member not in inventory.devices:
-                text = f"no such device{nearest(member, inventory.devices)}"
-                problems.append(Problem(where, text, bounded(member)))
+            if member not in found.devices:
+                text = f"no such device{nearest(member, found.devices)}"
+                yield Problem(where, text, bounded(member))
             elif member in cluster.devices[:index]:
-                problems.append(Problem(where, "listed twice", bounded(member)))
-    return problems or _shapes(inventory)
+                yield Problem(where, "listed twice", bounded(member))
 
 
-def _shapes(inventory: Inventory) -> list[Problem]:
-    """Shapes that a cluster of an inventory, right but for these, cannot have."""
+def _shapes(found: _Sections) -> list[Problem]:
+    """Shapes that a cluster cannot have, if all its devices are right."""
     problems = []
-    for name, cluster in inventory.clusters.items():
-        hosts = {inventory.devices[member].host for member in cluster.devices}
+    devices = dict(_right(found.devices))
+    for name, cluster in _right(found.clusters):
+        if not devices.keys() >= set(cluster.devices):
+            continue
+        hosts = {devices[member].host for member in cluster.devices}
         for index, shape in enumerate(cluster.shapes):
             if (shape == "together" and len(hosts) > 1) or (shape == "by-host" and len(hosts) == 1):
                 where = f"{key_of(('clusters', name))}.shapes[{index}]"
-                found = f"its devices are on {', '.join(sorted(hosts))}"
-                problems.append(Problem(where, f"cannot be formed: {found}", bounded(shape)))
+                text = f"cannot be formed: its devices are on {', '.join(sorted(hosts))}"
+                problems.append(Problem(where, text, bounded(shape)))
     return problems
 
 
-def _capture(key: str, capture: Capture | None, kind: LabKind) -> list[Problem]:
+def _capture(key: str, capture: Capture | None, found: _Sections) -> Iterator[Problem]:
     if capture is None:
-        return []
-    if capture.by == "screenshot" and kind is not LabKind.EMULATED:
+        return
+    if capture.by == "screenshot" and not found.may_be(LabKind.EMULATED):
         text = "only an emulated lab makes screenshots; name a capture device: by = 'v4l2'"
-        return [Problem(f"{key}.by", text)]
-    if capture.by == "v4l2" and capture.device is None:
-        return [Problem(f"{key}.device", "missing; such as '/dev/video0' of this machine")]
-    return []
+        yield Problem(f"{key}.by", text)
+    elif capture.by == "v4l2" and capture.device is None:
+        yield Problem(f"{key}.device", "missing; such as '/dev/video0' of this machine")
 
 
-def _unknown_host(
-    key: str, host: str, hosts: Mapping[str, object], written: str | None = "yes"
-) -> list[Problem]:
-    if host in hosts or written is None:
-        return []
-    text = f"no such host{nearest(host, hosts)}; the lab has: {', '.join(hosts)}"
-    return [Problem(key, text, bounded(host))]
+def _unknown_host(key: str, host: str, found: _Sections) -> Iterator[Problem]:
+    if host not in found.hosts:
+        known = ", ".join(key_of((name,)) for name in found.hosts)
+        text = f"no such host{nearest(host, found.hosts)}; the lab has: {known}"
+        yield Problem(key, text, bounded(host))
+
+
+def _right(section: Mapping[str, T | None]) -> Iterator[tuple[str, T]]:
+    """The entries of a section that are right by themselves."""
+    return ((name, entry) for name, entry in section.items() if entry is not None)

@@ -152,6 +152,10 @@ MISTAKES = {
         changed('host = "alpha"', 'host = "alhpa"'),
         ["devices.nic0.host: no such host; did you mean 'alpha'?", "alpha, beta", 'seen: "alhpa"'],
     ),
+    "no such host, and an odd name": (
+        changed('host = "alpha"', 'host = "c"') + '[hosts."a\\n"]\nplatform = "linux-vfio"\n',
+        ['devices.nic0.host: no such host; the lab has: alpha, beta, "a\\n"'],
+    ),
     "no functions": (
         changed('functions = ["0000:03:00.0"]', ""),
         ["devices.nic0.functions: missing"],
@@ -199,6 +203,43 @@ def test_all_mistakes_are_told_at_once() -> None:
     keys = [problem.key for problem in caught.value.problems]
     assert keys == ["lab.kind", "hosts.alpha.platform", "devices.nick0.kind"]
     assert "bench.toml: 3 mistakes" in caught.value.explain()
+
+
+def test_a_mistake_between_sections_is_told_beside_one_within() -> None:
+    text = (
+        RIGHT.replace("physical", "real").replace("linux-vfio", "linux")
+        + """
+[devices.nic1]
+kind = "nick"
+host = "alpha"
+[devices.nic2]
+kind = "nic"
+host = "gamma"
+functions = ["0000:03:00.0"]
+peer = { host = "alpha", function = "0000:03:00.0" }
+[devices.nic3]
+kind = "nic"
+host = "alpha"
+functions = ["0000:03:00.0"]
+[clusters.pair]
+devices = ["nic1", "nic4"]
+[clusters.shaped]
+devices = ["nic0", "nic1"]
+shapes = ["by-host"]
+"""
+    )
+    with pytest.raises(InvalidFileError) as caught:
+        parse(text, FILE)
+    assert [problem.key for problem in caught.value.problems] == [
+        "lab.kind",
+        "hosts.alpha.platform",
+        "devices.nic1.kind",
+        # What names a host or a device that is there, if wrong by itself, is no mistake.
+        "devices.nic2.host",
+        "devices.nic3.functions[0]",
+        "devices.nic2.peer.function",
+        "clusters.pair.devices[1]",
+    ]
 
 
 def test_very_many_mistakes_are_counted() -> None:
