@@ -300,6 +300,21 @@ def test_an_interruption_between_two_phases_ends_the_fixtures_and_tells_what_the
     assert told == ("setup" in at), ran.text
 
 
+@pytest.mark.parametrize("place", ["", "tryfirst=True", "wrapper=True"])
+def test_what_another_plugin_raises_at_the_end_is_told_and_the_results_are_kept(
+    run_hil: RunHil, pytester: pytest.Pytester, place: str
+) -> None:
+    pytester.makeconftest(
+        f"import pytest\n@pytest.hookimpl({place})\ndef pytest_sessionfinish():\n"
+        f"    {'yield' if 'wrapper' in place else ''}\n"
+        "    raise RuntimeError('the last straw')\n"
+    )
+    ran = run_hil("@pytest.mark.danger(0)\ndef test_it(): pass\n")
+    assert "RuntimeError: the last straw" in ran.text
+    assert "AssertionError" not in ran.text
+    assert ran.statuses == {"test_it": "passed"}
+
+
 def test_a_distributed_run_gathers_all_outcomes(run_hil: RunHil, pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     ran = run_hil(ENDINGS, "-n2")
