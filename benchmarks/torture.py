@@ -112,7 +112,7 @@ class Kill:
 
 
 class Rack:
-    """A host that is kept up, seen as a physical one."""
+    """A host that is kept up: runs reach it as they do a physical one."""
 
     def __init__(self, name: str, simulated: str, folder: Path) -> None:
         self.folder = folder
@@ -127,7 +127,7 @@ class Rack:
         self.inventory = folder / "rack.toml"
         self.inventory.write_text(f"""[lab]
 name = "rack"
-kind = "physical"
+kind = "{"simulated" if simulated else "emulated"}"
 [hosts.host]
 platform = "{"freebsd-bhyve" if simulated else "linux-vfio"}"
 address = "127.0.0.1"

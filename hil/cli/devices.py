@@ -49,7 +49,7 @@ def devices(
         typer.echo(json.dumps(rows, indent=1))
         return
     for name, functions in found.items():
-        _print_functions(f"{name} ({inventory.kind})", functions)
+        _print_functions(f"{name} ({inventory.provenance})", functions)
 
 
 def function_row(host: str, function: Function) -> dict[str, str | int | None]:

@@ -111,7 +111,7 @@ def run(
         options.append(f"--hil-retries={retries}")
     paths = [suite(name) for name in suites or []] or [str(suites_folder())]
     several = f", {count} of them side by side" if count > 1 else ""
-    say(f"running on the lab {inventory.name}, which is {inventory.kind}{several}")
+    say(f"running on the lab {inventory.name}, which is {inventory.provenance}{several}")
     if count > 1:
         options += ["-n", str(count), "--dist", "loadgroup"]
     return _pytest([*options, *invocation.after_dashes, *paths])

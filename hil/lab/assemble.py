@@ -52,7 +52,7 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
     image, entry = next(iter(lab.images.items()), ("linux", None))
     return Bench(
         lab.name,
-        lab.kind,
+        lab.provenance,
         hosts,
         devices,
         image=image,

@@ -14,7 +14,7 @@ def fingerprint(lab: Lab) -> str:
     """SHA-256 (hexadecimal) of what the inventory says; comments and order do not change it."""
     content = {
         "name": lab.name,
-        "kind": lab.kind.value,
+        "kind": lab.provenance.value,
         "hosts": lab.hosts,
         "devices": lab.devices,
         "images": lab.images,

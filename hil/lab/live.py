@@ -80,7 +80,18 @@ class LiveLab:
         """How much slower than hardware it is."""
         if self.emulated is not None:
             return EMULATED_PACE.get(self.emulated.accelerator.name, max(EMULATED_PACE.values()))
-        return SIMULATED_PACE if self.lab.kind is LabKind.SIMULATED else 1.0
+        return _pace(self.lab)
+
+
+def _pace(lab: Lab) -> float:
+    """How much slower than hardware a lab is that says nothing of its accelerator."""
+    match lab.provenance:
+        case LabKind.EMULATED:
+            return max(EMULATED_PACE.values())
+        case LabKind.SIMULATED:
+            return SIMULATED_PACE
+        case LabKind.PHYSICAL:
+            return 1.0
 
 
 @contextlib.contextmanager
@@ -181,7 +192,7 @@ def _open(
             console = _console(lab, name, deadline)
             if console is not None:
                 stack.callback(console.close)
-            watch(platforms[name], functools.partial(connect, lab, name), console, 1.0)
+            watch(platforms[name], functools.partial(connect, lab, name), console, _pace(lab))
         leases[name] = _hold(lab, platforms[name], stack, run, waiting, deadline, on_wait)
     return LiveLab(
         lab,

@@ -101,9 +101,11 @@ def parse(text: str, source: Path) -> Lab:
         raise InvalidFileError(source, [*error.problems, *more], text=text) from None
     if problems := _contradictions(_Sections(**dict(inventory))):
         raise InvalidFileError(source, problems, text=text)
+    kind = inventory.lab.kind
     return Lab(
         name=inventory.lab.name,
-        kind=inventory.lab.kind,
+        kind=LabKind.PHYSICAL if _stands(inventory.hosts) else kind,
+        real=kind,
         hosts=inventory.hosts,
         devices=inventory.devices,
         images=inventory.images,
@@ -154,6 +156,11 @@ _NEEDED = {
 }
 
 
+def _stands(hosts: Mapping[str, Host | None]) -> bool:
+    """Whether a lab is there already, whatever is real in it."""
+    return any(host is not None and host.address for host in hosts.values())
+
+
 @dataclass(frozen=True, slots=True)
 class _Sections:
     """An inventory; ``None`` stands for what is wrong by itself, of which nothing more is said."""
@@ -184,6 +191,12 @@ def _hosts(found: _Sections) -> Iterator[Problem]:
                 "missing; a host of a physical lab is reached at an address, or transport 'local'"
             )
             yield Problem(f"{key}.address", text)
+        if not (physical or host.address) and _stands(found.hosts):
+            text = "missing; other hosts of the lab have one, and no run makes a part of a lab"
+            yield Problem(f"{key}.address", text)
+        if physical and host.power is not None and host.power.driver == "kept":
+            text = "what hil lab up keeps is no hardware: the lab's kind is emulated, or simulated"
+            yield Problem(f"{key}.power.driver", text, bounded(host.power.driver))
         if host.power is not None:
             for missing in _NEEDED[host.power.driver]:
                 if not getattr(host.power, missing):

@@ -148,7 +148,8 @@ class Host(_Model):
     transport: Literal["ssh", "local"] = "ssh"
     """``local``: hil runs on the lab host itself."""
     address: str = Field(default="", max_length=255)
-    """Host name or IP address; needed for ``ssh`` on a physical host."""
+    """Host name or IP address; needed for ``ssh`` on a physical host.  An emulated or simulated
+    lab whose hosts have one stands as a physical one does: no run makes it."""
     port: int = Field(default=22, ge=1, le=65535)
     user: str = Field(default="root", min_length=1)
     key_file: str = "~/.ssh/id_ed25519"
@@ -309,6 +310,8 @@ class Lab:
 
     name: str
     kind: LabKind
+    """How it is come by: ``physical`` is one that stands, which runs reach, lease and put back;
+    the others each run makes for itself."""
     hosts: Mapping[str, Host]
     devices: Mapping[str, Device]
     images: Mapping[str, ImageEntry]
@@ -319,6 +322,13 @@ class Lab:
     guest_image: str = ""
     """The disk image of that host's guests."""
     clusters: Mapping[str, Cluster] = field(default_factory=dict)
+    real: LabKind | None = None
+    """What is real in it, where that is not what :attr:`kind` says."""
+
+    @property
+    def provenance(self) -> LabKind:
+        """What is real in it: every result says it."""
+        return self.real or self.kind
 
     def devices_of(self, host: str) -> dict[str, Device]:
         """The devices of ``host`` by name, in the inventory's order."""

@@ -33,7 +33,7 @@ LAB = "bisect"
 INVENTORY = """
 [lab]
 name = "rack"
-kind = "physical"
+kind = "emulated"
 [hosts.host]
 platform = "linux-vfio"
 address = "127.0.0.1"

@@ -19,6 +19,7 @@ from hil.deadline import Deadline, poll
 from hil.errors import InventoryError, LabError
 from hil.lab import keeper
 from hil.lab.load import parse
+from hil.lab.models import LabKind
 from hil.lab.power import power_of
 from hil.power.base import PowerState
 
@@ -300,7 +301,7 @@ def test_a_kept_host_is_switched_off_and_on_as_a_physical_one_is() -> None:
         """
 [lab]
 name = "rack"
-kind = "physical"
+kind = "simulated"
 [hosts.alpha]
 platform = "freebsd-bhyve"
 address = "127.0.0.1"
@@ -308,6 +309,8 @@ power = { driver = "kept", address = "switched" }
 """,
         Path("rack.toml"),
     )
+    assert not lab.kind.disposable, "it stands, and a run puts back what it does to it"
+    assert lab.provenance is LabKind.SIMULATED
     power = power_of(lab, "alpha")
     assert power.state(soon()) is PowerState.ON
     power.off(soon())

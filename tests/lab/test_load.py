@@ -148,6 +148,14 @@ MISTAKES = {
         changed('address = "192.0.2.1"', ""),
         ["hosts.alpha.address: missing"],
     ),
+    "half of it stands": (
+        changed('"physical"', '"emulated"') + '[hosts.gamma]\nplatform = "linux-vfio"\n',
+        ["hosts.gamma.address: missing; other hosts of the lab have one"],
+    ),
+    "hardware that hil keeps up": (
+        changed("address =", 'power = { driver = "kept", address = "x" }\naddress ='),
+        ["hosts.alpha.power.driver: what hil lab up keeps is no hardware", 'seen: "kept"'],
+    ),
     "no such host": (
         changed('host = "alpha"', 'host = "alhpa"'),
         ["devices.nic0.host: no such host; did you mean 'alpha'?", "alpha, beta", 'seen: "alhpa"'],
@@ -189,6 +197,15 @@ def test_a_mistake_is_named_with_its_key_and_what_is_allowed(mistake: str) -> No
     for part in ["bench.toml", *expected]:
         assert part in explained
     assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("kind", ["emulated", "simulated"])
+def test_a_lab_whose_hosts_have_addresses_stands_and_is_still_no_hardware(kind: str) -> None:
+    text = changed('"physical"', f'"{kind}"').replace('transport = "local"', 'address = "b"')
+    lab = parse(text, FILE)
+    assert (lab.kind, lab.provenance) == (LabKind.PHYSICAL, LabKind(kind))
+    made = parse(text.replace('address = "192.0.2.1"', "").replace('address = "b"', ""), FILE)
+    assert made.kind is made.provenance is LabKind(kind)
 
 
 def test_the_same_function_on_two_hosts_is_two_functions() -> None:

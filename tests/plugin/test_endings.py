@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hil.errors import LabError
-from tests.plugin.conftest import FakeLabs, RunHil
+from tests.plugin.conftest import LAB, FakeLabs, RunHil
 
 ENDINGS = """
 pytestmark = pytest.mark.danger(0)
@@ -234,6 +234,21 @@ def test_a_device_without_needs_says_what_is_missing(run_hil: RunHil) -> None:
     ran = run_hil("def test_a(device): pass\n")
     ran.result.assert_outcomes(errors=1)
     assert "must" in ran.text
+
+
+def test_results_of_an_emulated_lab_that_stands_are_no_hardwares(run_hil: RunHil) -> None:
+    ran = run_hil(
+        "@pytest.mark.danger(0)\ndef test_a(lab, pytestconfig):\n"
+        "    from hil.fixtures.plugin import session_of\n"
+        "    assert not session_of(pytestconfig).lab.kind.disposable\n",
+        lab=LAB.replace("physical", "emulated"),
+    )
+    assert ran.statuses == {"test_a": "passed"}, ran.text
+    (test,) = ran.summary["tests"]
+    assert test["provenance"] == "emulated"
+    assert json.loads((ran.run / "run.json").read_text())["kind"] == "emulated"
+    assert "lab:    rack (emulated: the hardware was QEMU's)" in ran.text
+    assert "physical" not in ran.text
 
 
 def test_the_terminal_tells_what_passed_and_what_did_not_and_why(run_hil: RunHil) -> None:
