@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,8 @@ from hil.lab.models import LabKind
 from hil.pci.address import Address
 from hil.pci.budget import Windows
 from hil.pci.config import ConfigSpace
+from hil.pci.vectors import VectorLimits
+from hil.platforms import pinning
 from hil.platforms.contract import (
     Feature,
     Function,
@@ -34,6 +36,7 @@ from hil.platforms.contract import (
     Template,
     TemplateLostError,
 )
+from hil.platforms.pinning import Pinning
 
 GUEST_MEMORY = 256 << 20
 
@@ -82,6 +85,14 @@ class BenchHost:
     def bar_windows(self) -> Windows | None:
         """Where its guests get their BARs; ``None`` where that is not known."""
         return self.platform.bar_windows(self.limit(20, "the windows for BARs"))
+
+    def pinning(self) -> Pinning | None:
+        """Memory for guests with devices, now; ``None`` where that is not known."""
+        return self.platform.pinning(self.limit(20, "the memory for guests"))
+
+    def vector_limits(self) -> VectorLimits | None:
+        """Interrupt vectors for passed functions, now; ``None`` where that is not known."""
+        return self.platform.vector_limits(self.limit(20, "the interrupt vectors"))
 
     def functions(self) -> tuple[Function, ...]:
         """All PCI functions of the host now."""
@@ -319,8 +330,46 @@ class GuestPool:
         return {self.fresh(device): device for device in devices}
 
     def form(self, *groups: Sequence[BenchDevice]) -> dict[Guest, tuple[BenchDevice, ...]]:
-        """A shared guest for each group of devices, all of them alive together."""
+        """A shared guest for each group of devices, all of them alive together.
+
+        Raises:
+            InventoryError: a host has no memory for all of them; with what would fit.
+        """
+        self._check_memory(groups)
         return {self.shared(*group): tuple(group) for group in groups}
+
+    def memory_left(
+        self, host: BenchHost, groups: Sequence[Sequence[BenchDevice]]
+    ) -> Pinning | None:
+        """What a host has for guests with these devices; ``None`` where that is not known.
+
+        What guests have that hold one of the devices counts as free: they serve again, or are
+        destroyed first.
+        """
+        found = host.pinning()
+        if found is None:
+            return None
+        held = {guest for group in groups for device in group for guest in self._holds(device)}
+        theirs = sum(guest.machine.spec.memory + found.besides for guest in held)
+        return dataclasses.replace(found, free=found.free + theirs)
+
+    def _check_memory(self, groups: Sequence[Sequence[BenchDevice]]) -> None:
+        """Said before the first starts: a host that runs out of memory may kill something else."""
+        for host in dict.fromkeys(_host_of(group, None) for group in groups):
+            mine = [group for group in groups if group[0].host is host]
+            found = self.memory_left(host, mine)
+            if found is None:
+                continue  # then the hypervisor will say it
+            planned = pinning.plan(
+                {" with ".join(d.name for d in group): memory_for(group) for group in mine}, found
+            )
+            if not planned.fits:
+                raise InventoryError(
+                    f"{host.name} has no memory for the guest with {', '.join(planned.missing)}",
+                    host=host.name,
+                    seen=planned.describe(),
+                    hint=planned.advice(),
+                )
 
     def prepare(
         self,
@@ -341,7 +390,7 @@ class GuestPool:
         spec = GuestSpec(
             name=self._name(devices),
             image=self.image,
-            memory=max([memory, *(device.guest_memory for device in devices)]),
+            memory=memory_for(devices, memory),
             devices=tuple(address for device in devices for address in device.functions),
             roms={device.address: device.rom for device in devices if roms and device.rom},
             form=form,
@@ -379,6 +428,10 @@ class GuestPool:
             return guest.save(path)
         finally:
             guest.destroy()
+
+    def with_devices(self, host: BenchHost) -> tuple[Guest, ...]:
+        """Guests of a host that have devices, oldest first."""
+        return tuple(g for g, held in self._holders.items() if held and held[0].host is host)
 
     def release(self, device: BenchDevice) -> None:
         """Destroy whatever guest holds the device."""
@@ -458,6 +511,11 @@ class GuestPool:
     def _name(self, devices: Sequence[BenchDevice]) -> str:
         names = "-".join(device.name for device in devices) or "plain"
         return f"{names[:30]}-{next(self._numbers)}"
+
+
+def memory_for(devices: Iterable[BenchDevice], least: int = GUEST_MEMORY) -> int:
+    """Bytes of memory of a guest with these devices, some of which may want more than ``least``."""
+    return max([least, *(device.guest_memory for device in devices)])
 
 
 def _host_of(devices: Sequence[BenchDevice], host: BenchHost | None) -> BenchHost:

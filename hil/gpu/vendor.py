@@ -36,6 +36,9 @@ class Vendor:
     none for GPUs."""
     devices: tuple[range, ...] = ()
     """Device ids; empty: whatever of the vendor's is a display or an accelerator."""
+    vectors: int = 0
+    """Interrupt vectors that its driver in a Linux guest asks for, where the function has so many;
+    0: not known."""
     tool: tuple[str, ...] = ()
     """A command that tells of the cards and changes nothing; empty: there is none."""
     opencl: str = ""

@@ -10,4 +10,7 @@ VIRTIO = Vendor(
     # Of PCI; the display's own driver, virtio_gpu, sits on the virtio bus.
     drivers=("virtio-pci",),
     devices=(range(0x1050, 0x1051),),
+    # One for changes of its configuration, one for each of two queues (vp_find_vqs() in
+    # drivers/virtio/virtio_pci_common.c, which falls back to two, then to INTx).
+    vectors=3,
 )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, BrokenBarrierError
 
-from hil.bench import BenchDevice
+from hil import events
+from hil.bench import BenchDevice, BenchHost
 from hil.errors import HilError, LabError, ProductError
 from hil.guests.guest import Guest
-from hil.oracles import dma, gpu_card, ownership, picture
+from hil.oracles import dma, gpu_card, ownership, picture, preflight
+from hil.pci.vectors import wanted_vectors
+from hil.platforms.contract import Function
 from hil.probes.display import Display
 from hil.probes.edu import edu_engine
 
@@ -71,17 +76,74 @@ def check_complete(formed: Mapping[Guest, Sequence[BenchDevice]]) -> None:
         gpu_card.check_whole(guest, *devices)
         for device in devices:
             ownership.check_bars(guest, device)
-            config = device.look().config
-            if device.kind == "gpu" and (config.msix or config.msi):
-                _check_interrupts(guest, device)
+    check_vectors(formed)
 
 
-def _check_interrupts(guest: Guest, device: BenchDevice) -> None:
-    if not guest.interrupts(guest.address_of(device.address)):
+def check_vectors(
+    formed: Mapping[Guest, Sequence[BenchDevice]], *, more: int = 0
+) -> tuple[str, ...]:
+    """Each function that a driver of its (Linux) guest has taken has its interrupt vectors.
+
+    In the guest it has at least one, and as many as its driver is known to ask for; on the host
+    there is one for each.  ``more``: take each driver to ask for so many more than it does: the
+    control.
+
+    Returns what each has, a line for each function.
+
+    Raises:
+        ProductError: some have fewer, with what each has.
+    """
+    lines, wrong = [], []
+    for guest, devices in formed.items():
+        for function in itertools.chain.from_iterable(d.look_at_all() for d in devices):
+            told, enough = _vectors_of(guest, function, devices[0].host, more)
+            lines.append(told)
+            if not enough:
+                wrong.append(str(function.address))
+    events.emit(events.Evidence("interrupt vectors", "\n".join(lines).encode()))
+    if wrong:
         raise ProductError(
-            f"the driver of {device} has no interrupt in guest {guest.name}",
-            hint="are there vectors enough for all cards? the guest's console tells",
+            f"{', '.join(wrong)} have too few interrupt vectors",
+            seen="\n".join(lines),
+            hint="the kernel logs of guest and host tell what was refused",
         )
+    return tuple(lines)
+
+
+def _vectors_of(guest: Guest, function: Function, host: BenchHost, more: int) -> tuple[str, bool]:
+    """What a function has, in words, and whether that is enough."""
+    wanted = wanted_vectors(
+        f"{function.address} in guest {guest.name}",
+        function.config,
+        preflight.least_vectors(function),
+    )
+    where = guest.address_of(function.address)
+    if not guest.seen(function.address).driver:
+        return f"{wanted.owner}: no driver has it", True
+    if not wanted.most:
+        return str(wanted), True
+    inside = _messages(guest.interrupts(where))
+    outside = host.platform.interrupts(
+        function.address, host.limit(20, f"the interrupts of {function.address}")
+    )
+    held = _messages({name: n for name, n in outside.items() if _is_passed(name, function)})
+    enough = wanted.least + more <= inside <= held
+    asked = f"its driver asks for {wanted.least + more} or more"
+    return f"{wanted.owner}: {inside} of {wanted.most}, {asked}; {held} on the host", enough
+
+
+def _messages(counts: Mapping[str, int]) -> int:
+    """How many of a function's interrupts are messages.
+
+    Linux: the interrupt chip's name says so; its line ``irq`` may be another device's too.
+    FreeBSD: ppt's are of no other kind once they are named for it.
+    """
+    return len([name for name in counts if "MSI" in name or re.search(r" ppt\d+$", name)])
+
+
+def _is_passed(name: str, function: Function) -> bool:
+    """Whether a host's interrupt is of this function: ``… vfio-msix[0](0000:07:00.0)``."""
+    return "vfio" not in name or f"({function.address})" in name
 
 
 _Work = Callable[[Guest, BenchDevice, Callable[[], None]], None]

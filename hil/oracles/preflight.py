@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from hil.errors import LabError, ProductError
-from hil.pci.budget import Windows, advice, plan
+from hil.gpu.known import vendor_of
+from hil.pci import vectors
+from hil.pci.budget import Budget, Windows, advice, plan
 from hil.pci.reset import reset_facts
+from hil.pci.vectors import VectorLimits, VectorPlan, wanted_vectors
+from hil.platforms import pinning
 from hil.platforms.bar_windows import wanted_bars
 from hil.platforms.contract import Function, HostFacts
+from hil.platforms.pinning import MemoryPlan, Pinning
 
 PAGE = 4096
 
@@ -52,7 +57,7 @@ def check_bars(function: Function) -> None:
 
 def check_budget(
     devices: Mapping[str, Sequence[Function]], windows: Windows | None, memory: int
-) -> None:
+) -> Budget:
     """PF6: a guest with these devices and so much memory (bytes) has room for all their BARs.
 
     Asked before the start: hypervisors leave out what does not fit, and may not say so.
@@ -74,6 +79,63 @@ def check_budget(
             seen=budget.describe(),
             hint=advice(cards, windows, memory),
         )
+    return budget
+
+
+def check_memory(guests: Mapping[str, int], found: Pinning | None) -> MemoryPlan:
+    """PF9: the host has memory for guests with devices of so many bytes, all alive together.
+
+    Raises:
+        ProductError: it has not, with which guests lack it, how much, and what would fit.
+        LabError: what the host has is not known.
+    """
+    if found is None:
+        raise LabError("the host does not tell how much memory guests with devices may have")
+    planned = pinning.plan(guests, found)
+    if not planned.fits:
+        raise ProductError(
+            f"the host has no memory for {', '.join(planned.missing)}",
+            seen=planned.describe(),
+            hint=planned.advice(),
+        )
+    return planned
+
+
+def check_vectors(
+    guests: Mapping[str, Sequence[Function]], limits: VectorLimits | None
+) -> VectorPlan:
+    """The host, and each guest, have interrupt vectors for all functions that are to be passed.
+
+    What a driver asks for is known of some; of others one vector is taken as the least.
+
+    Raises:
+        ProductError: some get none, with how many there are.
+        LabError: what the host has is not known.
+    """
+    if limits is None:
+        raise LabError("the host does not tell how many interrupt vectors it has")
+    wanted = {
+        name: [
+            wanted_vectors(str(function.address), function.config, least_vectors(function))
+            for function in functions
+        ]
+        for name, functions in guests.items()
+    }
+    planned = vectors.plan(wanted, limits)
+    if not planned.fits:
+        raise ProductError(
+            f"there are too few interrupt vectors for {', '.join(planned.without)}",
+            seen=planned.describe(),
+            hint="fewer cards a guest, or more processors; on FreeBSD the tunable "
+            "machdep.num_msi_irqs",
+        )
+    return planned
+
+
+def least_vectors(function: Function) -> int:
+    """Interrupt vectors that a function's driver is known to ask for; 1 where nothing is known."""
+    vendor = vendor_of(function)
+    return vendor.vectors if vendor and vendor.vectors else 1
 
 
 def check_reset(function: Function) -> None:

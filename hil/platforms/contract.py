@@ -26,6 +26,8 @@ from hil.journal import Dialect, Journal, Kind
 from hil.pci.address import Address
 from hil.pci.budget import Windows
 from hil.pci.config import ConfigSpace
+from hil.pci.vectors import VectorLimits
+from hil.platforms.pinning import Pinning
 from hil.transport.base import ByteStream, Transport
 from hil.transport.keys import KeyPair
 
@@ -81,6 +83,8 @@ class Feature(enum.Enum):
     POWER_CYCLE = "power-cycle"
     LINE_INTERRUPTS = "line-interrupts"
     """Line interrupts (INTx) of a passed function reach its guest, as messages do."""
+    PINNED_MEMORY = "pinned-memory"
+    """How much memory its guests keep from being paged can be told: see :class:`Pinning`."""
     RESTARTS_AFTER_TRIPLE_FAULT = "restarts-after-triple-fault"
     """A guest whose CPU ends in a triple fault restarts by itself, as a machine would."""
 
@@ -381,6 +385,16 @@ class Platform(ABC):
 
     def bar_windows(self, deadline: Deadline) -> Windows | None:
         """Where guests of this host get their BARs; ``None`` where that is not known."""
+        deadline.check()
+        return None
+
+    def pinning(self, deadline: Deadline) -> Pinning | None:
+        """Memory for guests with devices, now; ``None`` where that is not known."""
+        deadline.check()
+        return None
+
+    def vector_limits(self, deadline: Deadline) -> VectorLimits | None:
+        """Interrupt vectors for passed functions, now; ``None`` where that is not known."""
         deadline.check()
         return None
 

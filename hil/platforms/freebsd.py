@@ -36,6 +36,7 @@ from hil.journal import FREEBSD, Entry, Journal, Undo, card_of
 from hil.pci.address import Address
 from hil.pci.budget import Windows
 from hil.pci.config import ConfigSpace
+from hil.pci.vectors import VectorLimits
 from hil.platforms import freebsd_undo
 from hil.platforms.bar_windows import BHYVE
 from hil.platforms.contract import (
@@ -84,6 +85,7 @@ from hil.platforms.freebsd_text import (
     parse_vmstat,
     pptdevs,
 )
+from hil.platforms.pinning import MIB, Pinning
 from hil.platforms.reserving import passable, raise_all
 from hil.transport.base import Result, Transport
 from hil.transport.quoting import quote
@@ -115,6 +117,10 @@ _NOBODY_WHILE_IDLE: Mapping[Phase, Owner] = {
     Phase.IDLE: Owner.NOBODY,
     Phase.DESTROYED: Owner.NOBODY,
 }
+
+#: APIC_NUM_IOINTS, sys/x86/include/apicvar.h.
+_VECTORS_OF_PROCESSOR = 191
+_PAGE = 4096
 
 _SYSCTLS = (
     "hw.model",
@@ -256,6 +262,9 @@ class FreebsdBhyve(Platform):
             found.add(Feature.IOMMU)
         if len(self.address_forms) > 1:
             found.add(Feature.ADDRESS_FORMS)
+        if not self._shared:
+            # Of several runs' guests the kernel tells one sum.
+            found.add(Feature.PINNED_MEMORY)
         with contextlib.suppress(LabError):
             self._acpi(deadline)
             found.add(Feature.PHYSICAL_MEMORY)
@@ -653,6 +662,49 @@ class FreebsdBhyve(Platform):
         """Where guests of this host get their BARs; the same on all releases that hil knows."""
         deadline.check()
         return BHYVE
+
+    def pinning(self, deadline: Deadline) -> Pinning | None:
+        """What may be wired for user programs, and is; ``None`` where there is no such bound.
+
+        vm_map_wire_user_count_add() in sys/vm/vm_map.c, by way of vmm's vm_mmap_memseg().
+        """
+        found = self._sysctls(deadline)
+        names = ("vm.max_user_wired", "vm.stats.vm.v_user_wire_count")
+        if not all(found.get(name, "").isdigit() for name in names):
+            return None
+        limit, wired = (int(found[name]) * _PAGE for name in names)
+        return Pinning(
+            free=max(0, limit - wired),
+            bound="vm.max_user_wired",
+            pinned=None if self._shared else wired,
+            # A boot ROM is a segment of the guest, and wired with the rest: at most 16 MiB
+            # (usr.sbin/bhyve/bootrom.c, BOOTROM_SIZE).
+            besides=16 * MIB,
+            overhead=16 * MIB,
+            remedy="sysctl vm.max_user_wired=PAGES raises the bound, if the host has the memory",
+        )
+
+    def vector_limits(self, deadline: Deadline) -> VectorLimits | None:
+        """The kernel's message interrupts (msi_alloc() and msix_alloc() in sys/x86/x86/msi.c).
+
+        ppt takes one for each entry of a function's MSI-X table as soon as the guest's driver
+        switches MSI-X on, or refuses (ppt_setup_msix() in sys/amd64/vmm/io/ppt.c), and then
+        bhyve ends: "vm_setup_pptdev_msix" (usr.sbin/bhyve/pci_passthru.c).
+        """
+        command = ("sysctl", "-i", "machdep.num_msi_irqs", "machdep.first_msi_irq", "hw.ncpu")
+        found = parse_sysctl(self._try(*command, deadline=deadline).stdout)
+        if not all(found.get(name, "").isdigit() for name in command[2:]):
+            return None
+        total, first, processors = (int(found[name]) for name in command[2:])
+        lines = parse_vmstat(self._run("vmstat", "-ia", deadline=deadline).stdout)
+        used = [line for line in lines if line.irq is not None and line.irq >= first and line.name]
+        vectors = _VECTORS_OF_PROCESSOR * processors
+        return VectorLimits(
+            name=f"machdep.num_msi_irqs: {total}; {processors} processors have {vectors} vectors",
+            total=min(total, vectors),
+            used=len(used),
+            whole_table=True,
+        )
 
     @property
     def address_forms(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hil.pci.address import Address
 from hil.simulated import iommu
-from hil.simulated.kernel import Sysctl
+from hil.simulated.kernel import FIRST_MESSAGE_IRQ, Sysctl
 from hil.simulated.machine import Machine
 from hil.simulated.memory import PAGE
 from hil.simulated.newbus import Device
@@ -70,6 +70,9 @@ def sysctls(machine: Machine) -> dict[str, Sysctl]:
         "hw.ncpu": Sysctl(str(machine.spec.cpus)),
         "hw.physmem": Sysctl(str(machine.spec.memory)),
         "hw.pagesize": Sysctl(str(PAGE)),
+        # sys/x86/x86/msi.c; the chipset's I/O APIC has 24 pins.
+        "machdep.num_msi_irqs": Sysctl("2048"),
+        "machdep.first_msi_irq": Sysctl(str(FIRST_MESSAGE_IRQ)),
         "machdep.acpi_root": Sysctl(str(machine.acpi.root)),
         "vm.max_user_wired": Sysctl(str(machine.vmm.wired_limit // PAGE), writable=True),
         "vm.stats.vm.v_user_wire_count": Sysctl(str(machine.vmm.wired // PAGE)),
