@@ -264,12 +264,12 @@ def test_bridges_and_what_is_not_there_are_refused_untouched(address: Address, w
 
 def survey_with(platform: FreebsdBhyve, **changes: Any) -> None:
     """All that the platform finds is changed so."""
-    whole = platform._survey
+    whole = platform._view.survey
 
     def survey(chosen: Sequence[Address], deadline: Deadline) -> tuple[Function, ...]:
         return tuple(dataclasses.replace(f, **changes) for f in whole([EM], deadline))
 
-    platform._survey = survey  # type: ignore[method-assign]
+    platform._view.survey = survey  # type: ignore[method-assign]
 
 
 def test_what_the_host_needs_is_refused_untouched() -> None:
@@ -398,7 +398,7 @@ def test_vfs_are_made_from_a_written_configuration(schema: str, macs: int) -> No
         f"rm -f {path}": "",
     }
     with_vfs(host, 2)
-    platform._survey = lambda chosen, deadline: host.found  # type: ignore[attr-defined, method-assign]
+    platform._view.survey = lambda chosen, deadline: host.found  # type: ignore[attr-defined, method-assign]
     assert len(platform.create_vfs(IGB, 2, soon())) == 2
     text = host.files[path].decode()
     assert 'device : "igb0";\n    num_vfs : 2;' in text

@@ -110,8 +110,8 @@ def test_bridges_and_virtual_functions_are_those_of_a_whole_survey(shell: SshTra
     made = platform.create_vfs(port, 2, soon())
     try:
         everything = platform.functions(soon())
-        topology = platform._topology(soon())
-        chosen = {f.address: f for f in platform._survey([made[1]], soon())}
+        topology = platform._view.topology(soon())
+        chosen = {f.address: f for f in platform._view.survey([made[1]], soon())}
     finally:
         platform.remove_vfs(port, soon())
     assert topology == Topology.of(everything)
