@@ -361,7 +361,7 @@ class GuestPool:
             if found is None:
                 continue  # then the hypervisor will say it
             planned = pinning.plan(
-                {" with ".join(d.name for d in group): memory_for(group) for group in mine}, found
+                {"+".join(d.name for d in group): memory_for(group) for group in mine}, found
             )
             if not planned.fits:
                 raise InventoryError(

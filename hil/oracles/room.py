@@ -82,7 +82,7 @@ def _by_host(groups: Groups) -> Iterator[tuple[BenchHost, Groups]]:
 
 
 def _names(group: Sequence[BenchDevice]) -> str:
-    return " with ".join(device.name for device in group)
+    return "+".join(device.name for device in group)
 
 
 def _tell(host: BenchHost, what: str, text: str) -> None:
