@@ -5,15 +5,17 @@ Pure: functions in, rows out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from hil.doctor.check import Check, State
 from hil.gpu.known import is_gpu, rest_of_card, vendor_of
 from hil.gpu.statement import statement
 from hil.lab.models import Lab
 from hil.pci.budget import Windows, advice, human, plan
+from hil.platforms import pinning
 from hil.platforms.bar_windows import wanted_bars
 from hil.platforms.contract import Function
+from hil.platforms.pinning import Pinning, mib
 
 Devices = Mapping[str, Sequence[Function]]
 """Functions that travel together, by the name of their device."""
@@ -68,6 +70,42 @@ def budget_rows(host: str, devices: Devices, windows: Windows, memory: int) -> l
     evidence = f"{windows.name} has no room, {how}, for {bars_told}: a guest will not see it"
     remedy = f"[{advice(cards, windows, memory)}]"
     return [Check(host, name, State.MISSING, evidence, remedy, needed=False)]
+
+
+def memory_rows(host: str, lab: Lab, ask: Callable[[], Pinning | None]) -> list[Check]:
+    """PF9: whether a host has memory for all its guests of each topology of the lab's clusters.
+
+    ``ask``: what the host has; called only where there is a cluster.
+
+    Raises:
+        HilError: it cannot be asked.
+    """
+    forms = {
+        str(form): {
+            "+".join(names): max(lab.devices[name].guest_memory for name in names) << 20
+            for names in form.guests
+            if lab.devices[names[0]].host == host
+        }
+        for cluster in lab.clusters
+        for form in lab.topologies(cluster)
+    }
+    forms = {name: guests for name, guests in forms.items() if guests}
+    found = ask() if forms else None
+    if found is None:
+        return []
+    checks = []
+    for form, guests in forms.items():
+        planned = pinning.plan(guests, found)
+        name = f"memory for {form}"
+        if planned.fits:
+            wanted = mib(sum(guests.values()))
+            evidence = f"{len(guests)} guest(s) with {wanted} of {mib(found.free)} ({found.bound})"
+            checks.append(Check(host, name, State.FOUND, evidence, needed=False))
+        else:
+            evidence = "; ".join(planned.describe().splitlines())
+            remedy = f"[{planned.advice()}]"
+            checks.append(Check(host, name, State.MISSING, evidence, remedy, needed=False))
+    return checks
 
 
 def _whole(

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from hil.deadline import Deadline
 from hil.doctor.check import Check, State
+from hil.doctor.devices import memory_rows
 from hil.doctor.freebsd_rows import Seen, judge
 from hil.doctor.freebsd_traffic import held
 from hil.errors import HilError
@@ -77,11 +78,12 @@ def freebsd_host(
         platform = FreebsdBhyve(host, transport)
         functions = platform.functions(deadline)
         guests = held(platform, functions, deadline)
+        memory = memory_rows(host, lab, lambda: platform.pinning(deadline)) if lab else []
     except HilError as error:
         if "release" not in answers:
             return [Check(host, "answers", State.MISSING, error.message, error.hint)]
         return judge(read(host, answers, None, error.explain()), lab)
-    return judge(replace(read(host, answers, functions), held=guests), lab)
+    return judge(replace(read(host, answers, functions), held=guests), lab) + memory
 
 
 def read(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from hil.deadline import Deadline
 from hil.doctor.check import Check, State
-from hil.doctor.devices import device_rows, memory_of
+from hil.doctor.devices import device_rows, memory_of, memory_rows
 from hil.errors import HilError
 from hil.lab.check import check_against
 from hil.lab.models import Lab
@@ -49,14 +49,17 @@ def linux_host(
     checks = judge_linux(host, seen)
     if lab is None or not lab.devices_of(host):
         return checks
+    platform = LinuxVfio(host, transport, python=False)
     try:
-        functions = LinuxVfio(host, transport, python=False).functions(deadline)
+        functions = platform.functions(deadline)
         devices = check_against(lab, host, functions)
+        memory = memory_rows(host, lab, lambda: platform.pinning(deadline))
     except HilError as error:
         name = "the inventory's devices"
         return [*checks, Check(host, name, State.MISSING, error.message, error.hint)]
     windows = q35(address_bits(seen.get("bits", "")))
-    return checks + device_rows(host, devices, functions, windows, memory_of(lab, host))
+    rows = device_rows(host, devices, functions, windows, memory_of(lab, host))
+    return checks + rows + memory
 
 
 def parse_survey(text: str) -> dict[str, str]:

@@ -54,7 +54,11 @@ class MemoryPlan:
         """A line for each guest, and one for the host."""
         lines = [
             f"{name}, {mib(size)}: "
-            + (f"NO MEMORY, {mib(self.missing[name])} too few" if name in self.missing else "fits")
+            + (
+                f"NO MEMORY, {mib(self.missing[name] + MIB - 1)} too few"
+                if name in self.missing
+                else "fits"
+            )
             for name, size in self.guests.items()
         ]
         lines.append(f"the host has {mib(self.host.free)} left ({self.host.bound})")
@@ -104,5 +108,5 @@ def _each(host: Pinning, count: int) -> int:
 
 
 def mib(size: int) -> str:
-    """A size rounded up to whole MiB: ``256 MiB``."""
-    return f"{-(-size // MIB)} MiB"
+    """A size in whole MiB, those begun left out: ``256 MiB``."""
+    return f"{size // MIB} MiB"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hil.bench import Bench, BenchDevice
-from hil.oracles import preflight
+from hil.bench import Bench, BenchDevice, BenchHost
+from hil.oracles import preflight, room
 
 
 @pytest.mark.catalogue("PF1")
@@ -49,6 +49,17 @@ def test_the_device_promises_a_reset_of_its_own(device: BenchDevice) -> None:
 @pytest.mark.needs
 def test_no_function_of_the_card_is_left_behind(device: BenchDevice) -> None:
     preflight.check_whole(device.look_at_all(), device.host.functions())
+
+
+@pytest.mark.catalogue("PF9")
+@pytest.mark.danger(0)
+@pytest.mark.needs(features=["pinned-memory"])
+def test_the_host_has_memory_for_a_guest_with_any_of_its_devices(
+    host: BenchHost, lab: Bench
+) -> None:
+    mine = [device for device in lab.devices.values() if device.host is host]
+    for largest in sorted(mine, key=lambda device: device.guest_memory)[-1:]:
+        room.check_memory([[largest]], lab.guests)
 
 
 @pytest.mark.catalogue("PF11")

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from hil.deadline import Deadline
 from hil.doctor.check import Check, State
-from hil.doctor.devices import device_rows
+from hil.doctor.devices import device_rows, memory_rows
 from hil.doctor.linux import LINUX_SURVEY, linux_host
-from hil.lab.load import parse
+from hil.lab.load import load, parse
 from hil.pci.address import Address
 from hil.pci.budget import Windows
 from hil.platforms.bar_windows import BHYVE, address_bits, q35
 from hil.platforms.contract import Bar, Function
+from hil.platforms.pinning import Pinning
 from tests.fakes import FLR, MSI, PM_KEEPS, Answer, FakeTransport, config, function
 from tests.inventories import WITH_GPU
 from tests.platforms.survey import Written, survey
@@ -172,3 +173,42 @@ def test_an_inventory_that_is_wrong_is_a_row() -> None:
     check = {check.name: check for check in linux("0000:04:00.0")}["the inventory's devices"]
     assert check.bad
     assert "alpha has no function at 0000:03:00.0" in check.evidence
+
+
+# ---- memory for clusters -----------------------------------------------------------------
+
+
+def test_memory_for_each_topology_of_a_host() -> None:
+    lab = load("simulated-pair")
+    host = Pinning(600 * MIB, "vm.max_user_wired", 0)
+    alpha = {check.name: check for check in memory_rows("alpha", lab, lambda: host)}
+    assert list(alpha) == [
+        "memory for desk-together",
+        "memory for both-by-host",
+        "memory for both-apart",
+    ]
+    assert {check.evidence for check in alpha.values()} == {
+        "1 guest(s) with 256 MiB of 600 MiB (vm.max_user_wired)",
+        "2 guest(s) with 512 MiB of 600 MiB (vm.max_user_wired)",
+    }
+    # What is of no use to this host is not told of it.
+    assert len(memory_rows("beta", lab, lambda: host)) == 2
+
+
+def test_the_guest_of_a_topology_that_has_no_memory() -> None:
+    lab = load("simulated-pair")
+    host = Pinning(300 * MIB + 1, "vm.max_user_wired", 0)
+    together, by_host, apart = memory_rows("alpha", lab, lambda: host)
+    assert {together.state, by_host.state} == {State.FOUND}
+    assert apart.state is State.MISSING
+    assert not apart.bad
+    assert "edu1, 256 MiB: NO MEMORY, 212 MiB too few; the host has 300 MiB left" in apart.evidence
+    assert apart.remedy == "[all of them fit with 150 MiB each; as they are, only edu0 together]"
+
+
+def test_a_lab_without_clusters_asks_nothing_of_a_host() -> None:
+    def never() -> Pinning | None:
+        raise AssertionError("asked")
+
+    assert memory_rows("host", load("freebsd-15-intel"), never) == []
+    assert memory_rows("alpha", load("simulated-pair"), lambda: None) == []
