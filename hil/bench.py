@@ -19,6 +19,7 @@ from hil.deadline import Deadline
 from hil.errors import HilError, InventoryError, LabError
 from hil.guests.guest import Guest, GuestState
 from hil.guests.os import GuestOS, guest_os
+from hil.iommu.tables import Entry as TableEntry
 from hil.journal import Entry, Undo
 from hil.lab.models import LabKind
 from hil.pci.address import Address
@@ -193,6 +194,10 @@ class BenchDevice:
     _config_as_reserved: ConfigSpace | None = field(default=None, init=False, repr=False)
     used: bool = field(default=False, init=False)
     """Whether the last thing that happened to it was the end of a guest that had it."""
+    returned: bool = field(default=False, init=False)
+    """Whether the last thing was its return to the host after that."""
+    entry_in_guest: TableEntry | None = field(default=None, init=False, repr=False)
+    """Its entry in the IOMMU's tables, where they can be read, in the last guest tests shared."""
 
     @property
     def address(self) -> Address:
@@ -220,6 +225,7 @@ class BenchDevice:
                 self.functions, self.host.limit(30, f"the reservation of {self}")
             )
             self._config_as_reserved = self.look().config
+            self.returned = False
             events.emit(events.PhaseReached(self.name, "reserved"))
 
     @property
@@ -236,8 +242,15 @@ class BenchDevice:
                 self.reservation, self.host.limit(60, f"the return of {self}")
             )
             self.reservation = None
-            self.used = False
+            self.used, self.returned = False, self.used
             events.emit(events.PhaseReached(self.name, "returned"))
+
+    def note_entry(self) -> None:
+        """Keep its entry in the IOMMU's tables as :attr:`entry_in_guest`: a guest has it."""
+        platform = self.host.platform
+        if Feature.TABLES in platform.features:
+            tables = platform.tables(self.host.limit(20, f"the entry of {self}"))
+            self.entry_in_guest = tables.entry(self.requester_id)
 
     @property
     def host_driver(self) -> str | None:
@@ -293,6 +306,8 @@ class GuestPool:
         if guest is not None and not (cold and continued) and self._is_well(guest):
             return guest
         self._shared[key] = guest = self.fresh(*devices, host=host, cold=cold)
+        for device in devices:
+            device.note_entry()
         return guest
 
     def fresh(
@@ -445,6 +460,15 @@ class GuestPool:
         """
         if not (device.used and device.reservation is not None and not self._holds(device)):
             self.shared(device).destroy()
+
+    def after_return(self, device: BenchDevice) -> None:
+        """Bring the device to where it was given back after a guest had it.
+
+        Where that is so already, and nothing happened to the device since, nothing is done.
+        """
+        if not device.returned:
+            self.after_guest(device)
+            device.give_back()
 
     def _holds(self, device: BenchDevice) -> list[Guest]:
         return [guest for guest, held in self._holders.items() if device in held]

@@ -283,6 +283,33 @@ def test_after_guest_makes_a_guest_only_where_none_was(lab: Lab) -> None:
     assert lab.guests.living == ()
 
 
+def test_after_return_gives_back_what_a_guest_had_only_where_none_did(lab: Lab) -> None:
+    lab.guests.after_return(lab.nic)
+    assert len(lab.platform.machines) == 1
+    assert lab.nic.returned
+    assert lab.nic.reservation is None
+    lab.guests.after_return(lab.nic)
+    assert len(lab.platform.machines) == 1
+    lab.nic.reserve()
+    assert not lab.nic.returned
+    lab.nic.give_back()  # no guest had it since
+    lab.guests.after_return(lab.nic)
+    assert len(lab.platform.machines) == 2
+
+
+def test_a_shared_guests_entry_in_the_tables_stays_known(lab: Lab) -> None:
+    lab.platform.can = frozenset({Feature.TABLES})
+    lab.guests.fresh(lab.nic).destroy()
+    assert lab.nic.entry_in_guest is None
+    lab.platform.image.context(NIC.requester_id, domain=7)
+    lab.guests.shared(lab.nic)
+    lab.guests.after_return(lab.nic)
+    lab.platform.image.context(NIC.requester_id, domain=1)
+    held = lab.nic.entry_in_guest
+    assert held is not None
+    assert held.domain == 7
+
+
 def test_vfs_are_devices_and_go_when_the_pf_is_wanted(lab: Lab) -> None:
     one, two = lab.bench.make_vfs(lab.nic, 2)
     assert (one.name, one.parent, one.kind) == ("nic0.vf0", lab.nic, "nic")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hil.bench import Bench, BenchDevice, GuestPool
+from hil.bench import Bench, BenchDevice
 from hil.errors import InventoryError, ProductError, RefusalError
 from hil.guests.guest import Guest
 from hil.oracles import iommu, leftovers, ownership, strayed
@@ -47,21 +47,42 @@ def test_control_without_an_iommu_a_plain_guest_still_boots(lab_without_iommu: B
 @pytest.mark.catalogue("IO4", bugs=[2, 3, 4, 5, 20])
 @pytest.mark.danger(0)
 @pytest.mark.needs(device=["nic", "nvme", "edu"], features=["tables", "physical-memory"])
-def test_at_every_phase_the_device_reaches_the_memory_that_the_platform_states(
-    device: BenchDevice, guests: GuestPool
+def test_without_a_guest_the_device_reaches_the_memory_that_the_platform_states(
+    device: BenchDevice, lab: Bench
 ) -> None:
-    iommu.switch_on(device, guests)
-    guests.give_back(device)
+    iommu.switch_on(device, lab.guests)
+    lab.guests.give_back(device)
     iommu.check_phase(device, Phase.BOOT)
     device.reserve()
     iommu.check_phase(device, Phase.IDLE)
-    guest = guests.fresh(device)
-    held = iommu.check_phase(device, Phase.ASSIGNED, guest=guest)
+
+
+@pytest.mark.catalogue("IO4", bugs=[2, 3, 4, 5, 20])
+@pytest.mark.danger(0)
+@pytest.mark.needs(device=["nic", "nvme", "edu"], features=["tables", "physical-memory"])
+def test_in_a_guest_the_device_reaches_the_memory_that_the_platform_states(
+    device: BenchDevice, guest: Guest
+) -> None:
+    iommu.check_phase(device, Phase.ASSIGNED, guest=guest)
     iommu.check_says_what_is(device.host)
-    guest.destroy()
-    iommu.check_phase(device, Phase.DESTROYED, before=held)
-    device.give_back()
-    iommu.check_phase(device, Phase.RETURNED, before=held)
+
+
+@pytest.mark.catalogue("IO4", bugs=[2, 3, 4, 5, 20])
+@pytest.mark.danger(0)
+@pytest.mark.needs(device=["nic", "nvme", "edu"], features=["tables", "physical-memory"])
+def test_after_its_guest_the_device_reaches_the_memory_that_the_platform_states(
+    used_device: BenchDevice,
+) -> None:
+    iommu.check_phase(used_device, Phase.DESTROYED, before=used_device.entry_in_guest)
+
+
+@pytest.mark.catalogue("IO4", bugs=[2, 3, 4, 5, 20])
+@pytest.mark.danger(0)
+@pytest.mark.needs(device=["nic", "nvme", "edu"], features=["tables", "physical-memory"])
+def test_back_on_the_host_the_device_reaches_the_memory_that_the_platform_states(
+    returned_device: BenchDevice,
+) -> None:
+    iommu.check_phase(returned_device, Phase.RETURNED, before=returned_device.entry_in_guest)
 
 
 @pytest.mark.catalogue("IO4")
