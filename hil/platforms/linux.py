@@ -7,6 +7,7 @@ Documentation/PCI/pci-iov-howto.rst of the Linux kernel.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import re
@@ -208,6 +209,7 @@ class LinuxVfio(Platform):
         self._made_vfs: dict[Address, Entry] = {}
         self._agent_tried = not python
         self._running_agent: Agent | None = None
+        self._facts: HostFacts | None = None
         self._more_features = frozenset(features)
 
     @functools.cached_property
@@ -235,6 +237,12 @@ class LinuxVfio(Platform):
     # ---- facts -----------------------------------------------------------------
 
     def facts(self, deadline: Deadline) -> HostFacts:
+        """What the host is: asked once, since all of it lasts until its next boot."""
+        if self._facts is None:
+            self._facts = self._ask_for_facts(deadline)
+        return self._facts
+
+    def _ask_for_facts(self, deadline: Deadline) -> HostFacts:
         text = self._sh(
             r"""
             . /etc/os-release; echo "os=$PRETTY_NAME"
@@ -341,6 +349,10 @@ class LinuxVfio(Platform):
         return self._running_agent
 
     def read_config(self, address: Address, deadline: Deadline) -> ConfigSpace:
+        agent = self._agent(deadline)
+        if agent is not None:
+            text = agent.ask("config", deadline, address=str(address))
+            return ConfigSpace(base64.b64decode(text))
         return ConfigSpace(self.transport.get(f"{SYSFS}/{address}/config", deadline=deadline))
 
     def write_config(self, address: Address, offset: int, value: bytes, deadline: Deadline) -> None:
@@ -379,7 +391,7 @@ class LinuxVfio(Platform):
         chosen = [self._passable(everything, address) for address in addresses]
         for function in chosen:
             self._check_group(function, everything.values(), set(addresses))
-        self._sh("modprobe vfio-pci", deadline=deadline)
+        self._load_stub(deadline)
         reservation = Reservation(
             tuple(addresses), {f.address: f.driver for f in chosen if not f.reserved}
         )
@@ -412,6 +424,13 @@ class LinuxVfio(Platform):
                 except HilError as error:
                     failures.append(error)
             raise_all(failures)
+
+    def _load_stub(self, deadline: Deadline) -> None:
+        agent = self._agent(deadline)
+        if agent is not None:
+            agent.ask("load", deadline, driver=STUB)
+        else:
+            self._sh(f"modprobe {STUB}", deadline=deadline)
 
     def _passable(self, everything: Mapping[Address, Function], address: Address) -> Function:
         function = passable(everything, address, self.host)

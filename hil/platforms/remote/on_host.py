@@ -93,6 +93,19 @@ def do_survey(pattern: str) -> str:
     return "\n".join(survey(pattern))
 
 
+def do_config(address: str) -> str:
+    with open(SYSFS + address + "/config", "rb") as file:
+        return base64.b64encode(file.read()).decode()
+
+
+def do_load(driver: str) -> None:
+    """Load the module of a PCI driver that is not there."""
+    if not os.path.isdir("/sys/bus/pci/drivers/" + driver):
+        done = subprocess.run(["modprobe", driver], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(done.stderr.strip() or "modprobe failed without a word")
+
+
 def do_bind(
     address: str, override: str, lease: str, record: Optional[dict[str, str]] = None
 ) -> list[str]:
