@@ -272,8 +272,8 @@ class FakeMachine:
     def read_physical(self, address: int, length: int, deadline: Deadline) -> bytes:
         return self.memory(address, length)
 
-    def search_physical(self, text: str, deadline: Deadline) -> tuple[int, ...]:
-        return self.found.get(text, ())
+    def search_physical(self, texts: Sequence[str], deadline: Deadline) -> list[tuple[int, ...]]:
+        return [self.found.get(text, ()) for text in texts]
 
     def failure(self) -> str:
         return self.words

@@ -247,7 +247,7 @@ _FILES: Mapping[str, tuple[int, str]] = {
     "etc/passwd": (
         0o644,
         (
-            "root:x:0:0:root:/root:/bin/bash\n"
+            "root:x:0:0:root:/root:/bin/sh\n"
             "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
             "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
         ),

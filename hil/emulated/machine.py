@@ -52,7 +52,7 @@ NVME_SIZE = 256 << 20
 #: Where QEMU's VT-d has its registers (include/hw/i386/intel_iommu.h).
 DRHD_BASE, DRHD_SIZE = 0xFED9_0000, 0x1000
 #: Raise it when what is saved changes though the command line does not.
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 #: Seconds for a panicking host to print its trace.
 _LAST_WORDS = 1.0
 
@@ -80,7 +80,14 @@ _READ_ROM = """
     echo 0 >"$1"
     exit $status
 """
-_FIRST_IGB, _FIRST_SAVED_STATE = (8, 0), (8, 2)
+# A smaller state is read sooner: of the page cache, keep what every lab needs.
+_SLIM = """
+    exec >/dev/null
+    sync; echo 3 >/proc/sys/vm/drop_caches
+    date; busybox true; qemu-system-x86_64 --version
+    python3 -c 'import base64, fcntl, glob, json, os, re, subprocess, sys, typing'
+"""
+_FIRST_IGB, _FIRST_SAVED_STATE, _FIRST_MAPPED_RAM = (8, 0), (8, 2), (9, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,8 +408,8 @@ class EmulatedLab:
         with lab._coming_up("boot"):
             lab._start([], deadline)
             lab._monitor("cont", deadline)
-            lab._wait_for_login(deadline)
-            lab.ssh(deadline)
+            lab._wait_for_login(0, deadline)
+            lab._read_rom(deadline)
             if plug:
                 lab._ready(deadline)
         return lab
@@ -430,6 +437,7 @@ class EmulatedLab:
         lab.how = "restored"
         with lab._coming_up("restore"):
             lab._start(["-incoming", "defer"], deadline)
+            lab._map_memory(deadline)
             lab._monitor("migrate-incoming", deadline, channels=_channel(state / "state"))
             poll(
                 lambda: lab._migrated("the saved state could not be restored", deadline),
@@ -484,8 +492,33 @@ class EmulatedLab:
             raise LabError("QEMU forwards no port to the lab host", seen=text)
         self.ssh_port = int(found[1])
 
-    def _wait_for_login(self, deadline: Deadline) -> None:
-        self.console.wait_for_boot(rb"login: ", deadline.within(300, "the lab host to boot"))
+    def _wait_for_login(self, start: int, deadline: Deadline) -> None:
+        """Wait until the host asks for a log-in; ``start``: where its console stood before.
+
+        Raises:
+            LabError: it panicked, or QEMU ended.
+        """
+        cursor = self.console.log.follow(start)
+        seen = b""
+        limit = deadline.within(300, "the lab host to boot")
+        again = self._plan.accelerator.name != "kvm"
+        while b"login: " not in seen:
+            chunk = cursor.read(min(limit.remaining, 1.0))
+            if chunk == b"":
+                raise LabError(
+                    "QEMU ended while the lab host booted",
+                    seen=self._process.errors(),
+                    console=self.console.log.tail(30),
+                )
+            if self.console.log.panic is not None:
+                raise LabError("the lab host did not boot", console=self.console.log.tail(30))
+            if limit.expired:
+                raise limit.exceeded("\n".join(self.console.log.tail(5)))
+            seen = seen[-100:] + (chunk or b"")
+            if again and b"timer wakeup didn't happen" in seen:
+                # An emulated processor has missed its timer's interrupt, and waits for ever.
+                again, seen = False, b""
+                self._monitor("system_reset", deadline)
 
     def _ready(self, deadline: Deadline) -> None:
         """Plug in what is not saved, set the clock, wait until the host has it all."""
@@ -505,7 +538,6 @@ class EmulatedLab:
         host = self.ssh(deadline)
         now = f"{time.time():.0f}"  # busybox takes no fractions
         host.run(["busybox", "sh", "-c", script, "hil", now, *awaited], deadline=deadline).check()
-        self._read_rom(deadline)
 
     def _read_rom(self, deadline: Deadline) -> None:
         """Have the host keep the option ROM as it reads it in the card."""
@@ -529,13 +561,12 @@ class EmulatedLab:
 
     def _save(self, place: Path, deadline: Deadline) -> None:
         host = self.ssh(deadline)
-        # A smaller state is read sooner: of the page cache, keep what every log-in needs.
-        slim = "sync; echo 3 >/proc/sys/vm/drop_caches; date; busybox true"
-        host.run(["sh", "-c", f"({slim}) >/dev/null"], deadline=deadline)
+        host.run(["sh", "-c", _SLIM], deadline=deadline).check()
         self._drop_ssh()
         self.ssh(deadline).run(["true"], deadline=deadline)
         self._drop_ssh()
         self._monitor("stop", deadline)
+        self._map_memory(deadline)
         self._monitor("migrate", deadline, channels=_channel(place / "state"))
         poll(
             lambda: self._migrated("the state could not be saved", deadline),
@@ -544,6 +575,12 @@ class EmulatedLab:
         for name in ("client", "client.pub", "host", "host.pub"):
             shutil.copy(self._folder / name, place / name)
         self._monitor("cont", deadline)
+
+    def _map_memory(self, deadline: Deadline) -> None:
+        """Have the state hold each page at a place of its own: it is read a quarter faster."""
+        if self._plan.qemu.version >= _FIRST_MAPPED_RAM:
+            wanted = [{"capability": "mapped-ram", "state": True}]
+            self._monitor("migrate-set-capabilities", deadline, capabilities=wanted)
 
     def _migrated(self, failure: str, deadline: Deadline) -> bool:
         info = self._monitor("query-migrate", deadline)
@@ -664,27 +701,7 @@ class EmulatedLab:
         start = self.console.log.end
         self._monitor("system_reset", deadline)
         self._monitor("cont", deadline)
-        cursor = self.console.log.follow(start)
-        seen = b""
-        limit = deadline.within(300, "the lab host to boot again")
-        again = self._plan.accelerator.name != "kvm"
-        while b"login: " not in seen:
-            chunk = cursor.read(min(limit.remaining, 1.0))
-            if chunk == b"":
-                raise LabError(
-                    "QEMU ended while the lab host booted again",
-                    seen=self._process.errors(),
-                    console=self.console.log.tail(30),
-                )
-            if self.console.log.panic is not None:
-                raise LabError("the lab host did not boot", console=self.console.log.tail(30))
-            if limit.expired:
-                raise limit.exceeded("\n".join(self.console.log.tail(5)))
-            seen = seen[-100:] + (chunk or b"")
-            if again and b"timer wakeup didn't happen" in seen:
-                # An emulated processor has missed its timer's interrupt, and waits for ever.
-                again, seen = False, b""
-                self._monitor("system_reset", deadline)
+        self._wait_for_login(start, deadline)
         self._read_rom(deadline)
 
     def nmi(self, deadline: Deadline | None = None) -> None:

@@ -92,9 +92,9 @@ def _check_tags(pair: Pair, tags: list[str], leak: bool) -> None:
         first.run(first.os.hold_text(), stdin=tags[1].encode() * 64).check()
     for guest, own, foreign in zip(pair.guests, tags, reversed(tags), strict=True):
         deadline = guest.limit(40, "the search of its memory")
-        if not guest.machine.search_physical(own, deadline):
+        found, places = guest.machine.search_physical([own, foreign], deadline)
+        if not found:
             raise ProductError(f"the memory of guest {guest.name} does not hold its own tag {own}")
-        places = guest.machine.search_physical(foreign, deadline)
         if places:
             raise ProductError(
                 f"guest {guest.name} holds bytes of the other guest",

@@ -44,7 +44,7 @@ def _strangeness(
     """
     complaints = []
     with guest.token() as token:
-        places = guest.machine.search_physical(token, deadline)
+        (places,) = guest.machine.search_physical([token], deadline)
         for place in places[:PLACES]:
             where = tables.translate(address.requester_id, place, True)
             if not isinstance(where, Translation):

@@ -275,8 +275,8 @@ class Machine(Protocol):
         """Guest physical memory, read from the hypervisor's side."""
         ...
 
-    def search_physical(self, text: str, deadline: Deadline) -> tuple[int, ...]:
-        """Guest physical addresses where ``text`` stands, searched from the hypervisor's side."""
+    def search_physical(self, texts: Sequence[str], deadline: Deadline) -> list[tuple[int, ...]]:
+        """For each text, guest physical addresses where it stands: from the hypervisor's side."""
         ...
 
     def failure(self) -> str:

@@ -727,14 +727,19 @@ class BhyveMachine:
             address += size
         return b"".join(parts)
 
-    def search_physical(self, text: str, deadline: Deadline) -> tuple[int, ...]:
-        """Guest physical addresses where ``text`` stands, at most SEARCH_LIMIT of them.
+    def search_physical(self, texts: Sequence[str], deadline: Deadline) -> list[tuple[int, ...]]:
+        """For each text, guest physical addresses where it stands, at most SEARCH_LIMIT of them.
 
         The host searches.  What lies across the end of a stretch of 16 MiB is missed.
         """
         tables, _ = self._view(deadline)
         mappings = tables.mappings(self.passed[0].address.requester_id)
         stretches = list(_stretches(mappings, self._end_of_memory))
+        return [self._search(stretches, text, deadline) for text in texts]
+
+    def _search(
+        self, stretches: Sequence[tuple[int, Sequence[str]]], text: str, deadline: Deadline
+    ) -> tuple[int, ...]:
         found: list[int] = []
         step = PIECES // STRETCH_PIECES
         for some in (stretches[at : at + step] for at in range(0, len(stretches), step)):

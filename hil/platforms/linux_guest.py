@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+from collections.abc import Sequence
 
 from hil import events
 from hil.console.log import ConsoleLog
@@ -53,7 +54,7 @@ exit 0
 # QEMU makes its sockets a moment after its start; its keeper removes the directory at its end.
 # What relays is whichever the host has.
 _RELAY = r"""
-until [ -S "$1" ]; do [ -d "${1%/*}" ] || exit 1; sleep 0.02; done
+until [ -S "$1" ]; do [ -d "${1%/*}" ] || exit 1; sleep 0.2; done
 if command -v socat >/dev/null; then exec socat - "UNIX-CONNECT:$1"; fi
 if command -v python3 >/dev/null; then exec python3 -c '
 import os, socket, sys, threading
@@ -66,6 +67,15 @@ while data := s.recv(65536): os.write(1, data)
 ' "$1"; fi
 echo "hil: neither socat nor python3 on this host" >&2
 exit 127
+"""
+
+_SEARCH = """
+    file=$1 limit=$2; shift 2
+    for text; do
+        echo text
+        LC_ALL=C grep -abo -F -e "$text" "$file" | cut -d : -f 1 | head -n "$limit"
+    done
+    rm -f "$file"
 """
 
 
@@ -198,6 +208,7 @@ class QemuMachine:
         """Run the guest's first instruction, or continue its template."""
         if self.spec.template is not None:
             uri = f"file:{self.spec.template.path}"
+            self._maps_memory(deadline)
             self._qmp().execute("migrate-incoming", deadline, uri=uri)
             self._wait_for_migration(
                 TemplateLostError("the saved guest cannot be continued"), deadline
@@ -227,12 +238,33 @@ class QemuMachine:
     def save(self, path: str, deadline: Deadline) -> Template:
         """Stop it and keep its state in ``path``, a file or disk on the host."""
         self._qmp().execute("stop", deadline)
-        # Not "file:", which shortens the file first: a disk cannot be shortened.
-        uri = f"exec:cat > {shlex.quote(path)}"
-        self._qmp().execute("migrate", deadline, uri=uri)
-        self._wait_for_migration(LabError("the guest cannot be saved"), deadline)
+        failure = LabError("the guest cannot be saved")
+        if self._maps_memory(deadline):
+            # By way of a file, since QEMU shortens it first: a disk cannot be shortened.
+            file = f"{self._directory}/state"
+            self._qmp().execute("migrate", deadline, uri=f"file:{file}")
+            self._wait_for_migration(failure, deadline)
+            command = ["dd", f"if={file}", f"of={path}", "bs=64K", "conv=sparse,notrunc"]
+            self._transport.run(command, deadline=deadline).check()
+        else:
+            uri = f"exec:cat > {shlex.quote(path)}"
+            self._qmp().execute("migrate", deadline, uri=uri)
+            self._wait_for_migration(failure, deadline)
         spec = self.spec
         return Template(spec.image, spec.memory, spec.cpus, path, self._host_key)
+
+    def _maps_memory(self, deadline: Deadline) -> bool:
+        """Have the state hold each page at a place of its own, which is read in half the time.
+
+        Returns:
+            Whether QEMU can: from 9.0.
+        """
+        wanted = [{"capability": "mapped-ram", "state": True}]
+        try:
+            self._qmp().execute("migrate-set-capabilities", deadline, capabilities=wanted)
+        except LabError:  # a monitor that is gone says so again at once
+            return False
+        return True
 
     def _wait_for_migration(self, failure: LabError, deadline: Deadline) -> None:
         def ended() -> bool:
@@ -244,7 +276,7 @@ class QemuMachine:
 
         failure.host = self.host
         try:
-            poll(ended, deadline, interval=0.05, last_seen=self.failure)
+            poll(ended, deadline, interval=0.1, last_seen=self.failure)
         except DeadlineExceeded:
             raise
         except LabError as error:
@@ -341,14 +373,16 @@ class QemuMachine:
         finally:
             self._transport.run(["rm", "-f", path], deadline=deadline)
 
-    def search_physical(self, text: str, deadline: Deadline) -> tuple[int, ...]:
-        """Guest physical addresses where ``text`` stands, at most SEARCH_LIMIT of them."""
+    def search_physical(self, texts: Sequence[str], deadline: Deadline) -> list[tuple[int, ...]]:
+        """For each text, guest physical addresses where it stands, at most SEARCH_LIMIT of them."""
         path = f"{self._directory}/memory"
         self._qmp().execute("pmemsave", deadline, val=0, size=self.spec.memory, filename=path)
-        script = 'LC_ALL=C grep -abo -F -e "$2" "$1" | head -n "$3"; rm -f "$1"'
-        command = ["sh", "-c", script, "hil", path, text, str(SEARCH_LIMIT)]
-        found = self._transport.run(command, deadline=deadline).check().stdout
-        return tuple(int(line.partition(":")[0]) for line in found.splitlines() if ":" in line)
+        command = ["sh", "-c", _SEARCH, "hil", path, str(SEARCH_LIMIT), *texts]
+        said = self._transport.run(command, deadline=deadline).check().stdout
+        return [
+            tuple(map(int, part.split()))
+            for part in re.split(r"^text\n", said, flags=re.MULTILINE)[1:]
+        ]
 
     # ---- within ----------------------------------------------------------------------
 

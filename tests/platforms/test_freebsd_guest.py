@@ -568,8 +568,7 @@ def test_memory_is_searched_on_the_host_where_the_tables_lead(tools: Tools) -> N
         f'exec /bin/dd if={tools.directory}/mem "$@"',
     )
     machine = made(tools)
-    assert machine.search_physical("abcd", soon()) == (0xFF0, 0x1002, 0x5000)
-    assert machine.search_physical("abce", soon()) == ()
+    assert machine.search_physical(["abcd", "abce"], soon()) == [(0xFF0, 0x1002, 0x5000), ()]
     assert [line for line in tools.log if line.startswith("dd ")][:2] == [
         "dd if=/dev/mem bs=4096 skip=256 count=1 status=none",
         "dd if=/dev/mem bs=4096 skip=257 count=15 status=none",

@@ -82,7 +82,7 @@ def test_a_device_goes_to_a_guest_and_back_and_leaves_nothing(platform: FreebsdB
     guest.boot()
     assert guest.seen(NIC).driver == "igb"
     with guest.token() as token:
-        (place, *_) = guest.machine.search_physical(token, soon())
+        ((place, *_),) = guest.machine.search_physical([token], soon())
         assert guest.machine.read_physical(place, len(token), soon()) == token.encode()
     guest.reboot()
     assert guest.run(["true"]).status == 0

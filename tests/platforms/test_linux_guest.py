@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hil.deadline import poll
+from hil.deadline import Deadline, poll
 from hil.errors import LabError
 from hil.guests.images import GuestImage
 from hil.journal import LINUX, Journal
@@ -249,3 +250,24 @@ def test_restarts_are_counted_by_qemus_events(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(guest, "_monitor", Heard())
     assert [guest.restarts() for _ in range(3)] == [1, 1, 3]
+
+
+def test_texts_are_searched_in_one_copy_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    class Saves:
+        def execute(self, command: str, deadline: Deadline, **arguments: Any) -> None:
+            asked.append((command, arguments["val"], arguments["size"]))
+            Path(arguments["filename"]).write_bytes(b"..a b\n\0\n..(c)(c)text\na b")
+
+    guest = machine()
+    monkeypatch.setattr(guest, "_monitor", Saves())
+    monkeypatch.setattr(guest, "_transport", LocalTransport("host"))
+    monkeypatch.setattr(guest, "_directory", str(tmp_path))
+    wanted = ["a b", "none", "(c)", "text"]
+    found = guest.search_physical(wanted, Deadline(60, "the search"))
+    assert found == [(2, 21), (), (10, 13), (16,)]
+    assert asked == [("pmemsave", 0, guest.spec.memory)]
+    assert not any(tmp_path.iterdir())
