@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -22,6 +23,7 @@ def alternate(
             begin = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - begin)
+            print(f"  {name}: {seconds[name][-1]:.3f} s", file=sys.stderr)
     return seconds
 
 
