@@ -290,8 +290,8 @@ class GuestPool:
         self._shared: dict[tuple[str, ...], Guest] = {}
         self._holders: dict[Guest, tuple[BenchDevice, ...]] = {}
         self._deaths: list[str] = []
-        self.make_free: Callable[[BenchDevice], None] = self.release
-        """Makes a device free to be passed; a bench takes its VFs away too."""
+        self.remove_vfs: Callable[[BenchDevice], None] = lambda _: None
+        """Takes a device's VFs away, which a bench makes."""
 
     def shared(
         self, *devices: BenchDevice, host: BenchHost | None = None, cold: bool = False
@@ -399,7 +399,7 @@ class GuestPool:
         where = _host_of(devices, host)
         template = None if cold else self._template_of(where)
         for device in devices:
-            self.make_free(device)
+            self.release(device)
             device.reserve()
             device.used = False
         spec = GuestSpec(
@@ -449,9 +449,10 @@ class GuestPool:
         return tuple(g for g, held in self._holders.items() if held and held[0].host is host)
 
     def release(self, device: BenchDevice) -> None:
-        """Destroy whatever guest holds the device."""
+        """Have nobody hold the device: destroy its guest, take away its VFs and their guests."""
         for guest in self._holds(device):
             guest.destroy()
+        self.remove_vfs(device)
 
     def after_guest(self, device: BenchDevice) -> None:
         """Bring the device to where a guest that had it has just been destroyed.
@@ -474,7 +475,7 @@ class GuestPool:
         return [guest for guest, held in self._holders.items() if device in held]
 
     def give_back(self, device: BenchDevice) -> None:
-        """Destroy whatever guest holds the device and return it to the host."""
+        """:meth:`release` the device, and return it to the host."""
         self.release(device)
         device.give_back()
 
@@ -572,7 +573,7 @@ class Bench:
         self.hosts = hosts
         self.devices = devices
         self.guests = GuestPool(image, guest_system)
-        self.guests.make_free = self._make_free
+        self.guests.remove_vfs = self.remove_vfs
         self._closer = closer
         self._vfs: dict[str, tuple[BenchDevice, ...]] = {}
 
@@ -590,10 +591,6 @@ class Bench:
                 f"lab {self.name} has no device {name!r}",
                 hint=f"it has: {', '.join(self.devices) or 'none'}",
             ) from None
-
-    def _make_free(self, device: BenchDevice) -> None:
-        self.guests.release(device)
-        self.remove_vfs(device)
 
     def make_vfs(self, device: BenchDevice, count: int) -> tuple[BenchDevice, ...]:
         """Virtual functions of a PF that is on the host, each a device of its own."""

@@ -322,6 +322,15 @@ def test_vfs_are_devices_and_go_when_the_pf_is_wanted(lab: Lab) -> None:
     assert log.index(f"remove VFs of {NIC}") < log.index(f"reserve {NIC}")
 
 
+@pytest.mark.parametrize("way", ["release", "give_back"])
+def test_a_device_that_is_released_has_no_vfs(lab: Lab, way: str) -> None:
+    (one,) = lab.bench.make_vfs(lab.nic, 1)
+    guest = lab.guests.shared(one)
+    getattr(lab.guests, way)(lab.nic)
+    assert guest.state is GuestState.DESTROYED
+    assert f"remove VFs of {NIC}" in lab.platform.log
+
+
 def test_another_number_of_vfs_is_made_anew(lab: Lab) -> None:
     with lab.bench.vfs(lab.nic, 1) as (vf,):
         assert str(vf) == "nic0.vf0 (0000:01:10.0)"

@@ -391,6 +391,7 @@ class LinuxVfio(Platform):
         chosen = [self._passable(everything, address) for address in addresses]
         for function in chosen:
             self._check_group(function, everything.values(), set(addresses))
+            self._check_vfs(function, deadline, "its driver stays")
         self._load_stub(deadline)
         reservation = Reservation(
             tuple(addresses), {f.address: f.driver for f in chosen if not f.reserved}
@@ -461,6 +462,18 @@ class LinuxVfio(Platform):
                 host=self.host,
                 hint="functions of one group travel together: name them all in the device",
             )
+
+    def _check_vfs(self, function: Function, deadline: Deadline, what_stays: str) -> None:
+        # The kernel would take an assigned VF out from under its guest (VFIO does not set
+        # PCI_DEV_FLAGS_ASSIGNED), or wait for that guest for ever where the PF's driver goes; so
+        # the refusal that users expect is made here.
+        for vf in function.virtual_functions:
+            if self._held(vf, deadline):
+                raise LabRefusalError(
+                    f"VF {vf} of {function.address} is held by a guest; {what_stays}",
+                    host=self.host,
+                    hint="destroy the guest first",
+                )
 
     def _take(self, function: Function, deadline: Deadline) -> None:
         """Bind to the stub, the way back being recorded where it is known."""
@@ -568,13 +581,7 @@ class LinuxVfio(Platform):
             )
 
     def remove_vfs(self, address: Address, deadline: Deadline) -> None:
-        # The kernel would take an assigned VF out from under its guest (VFIO does not set
-        # PCI_DEV_FLAGS_ASSIGNED), so the refusal that users expect is made here.
-        for vf in self.function(address, deadline).virtual_functions:
-            if self._held(vf, deadline):
-                raise LabRefusalError(
-                    f"VF {vf} of {address} is held by a guest; the VFs stay", host=self.host
-                )
+        self._check_vfs(self.function(address, deadline), deadline, "the VFs stay")
         with events.step(f"remove the VFs of {address} on {self.host}"):
             script = 'echo 0 > "/sys/bus/pci/devices/$1/sriov_numvfs"'
             command = ["sh", "-c", script, "hil", str(address)]

@@ -261,6 +261,19 @@ def test_vfs_are_made_and_removed(host: LinuxVfio, sysfs: Sysfs) -> None:
     assert host.function(NIC, soon()).virtual_functions == ()
 
 
+def test_a_function_whose_vf_a_guest_holds_is_not_taken(host: LinuxVfio, sysfs: Sysfs) -> None:
+    first, second = host.create_vfs(NIC, 2, soon())
+    sysfs.held.add(str(second))
+    with pytest.raises(
+        LabRefusalError, match=rf"VF {second} of {NIC} is held by a guest; its driver stays"
+    ):
+        host.reserve([NIC, SIBLING], soon())
+    assert not sysfs.binds, "its driver would wait for that guest for ever"
+    sysfs.held = {str(DISK)}
+    host.reserve([NIC, SIBLING], soon())
+    assert first != second
+
+
 def test_too_many_vfs_are_refused_with_the_kernel_s_words(host: LinuxVfio) -> None:
     with pytest.raises(ProductError, match="did not make 9 VFs") as caught:
         host.create_vfs(NIC, 9, soon())
