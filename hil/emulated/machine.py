@@ -231,7 +231,7 @@ class _Plan:
         command += ["-device", "virtio-net-pci,netdev=management,romfile=,addr=4"]
         for name, file in (
             ("authorized_keys", "client.pub"),
-            ("ssh_host_ed25519_key", "host"),
+            ("ssh_host_key", "host"),
         ):
             place = str(given / file).replace(",", ",,")
             command += ["-fw_cfg", f"name=opt/org.hil/{name},file={place}"]
@@ -316,7 +316,7 @@ class EmulatedLab:
         missing: devices that this QEMU cannot emulate, with the reason.
         ssh_port: on 127.0.0.1.
         key_file: OpenSSH private key for root there, mode 0600.
-        host_key: the host's key, ``ssh-ed25519 AAAA…``.
+        host_key: the host's key, ``ecdsa-sha2-nistp256 AAAA…``.
     """
 
     console: Console
@@ -444,8 +444,9 @@ class EmulatedLab:
                 deadline.within(120, "QEMU to read the saved state"),
                 interval=0.005,
             )
+            lab._plug_the_rest(deadline)  # sooner done while its processors stand
             lab._monitor("cont", deadline)
-            lab._ready(deadline)
+            lab._wait_for_devices(deadline)
         return lab
 
     @contextlib.contextmanager
@@ -521,29 +522,36 @@ class EmulatedLab:
                 self._monitor("system_reset", deadline)
 
     def _ready(self, deadline: Deadline) -> None:
-        """Plug in what is not saved, set the clock, wait until the host has it all."""
-        for device in _PLUGGED_LATER:
-            self._plug(device, deadline)
+        self._plug_the_rest(deadline)
+        self._wait_for_devices(deadline)
+
+    def _wait_for_devices(self, deadline: Deadline) -> None:
+        """Set the clock, wait until the host has all that was plugged in."""
         script = """
             date -s "@$1" >/dev/null || exit; shift
             tries=500
             until [ -e "$1" ] && [ -e "$2" ] && [ -e "$3" ]; do
                 [ $((tries -= 1)) -gt 0 ] || { ls /sys/bus/pci/devices /sys/block; exit 1; }
-                usleep 20000
+                sleep 0.02
             done
         """
         engines = [name for name in _PLUGGED_LATER if name != "nvme0"]
         awaited = [f"/sys/bus/pci/devices/{self.address(name)}" for name in engines]
         awaited.append("/sys/block/nvme0n1")
         host = self.ssh(deadline)
-        now = f"{time.time():.0f}"  # busybox takes no fractions
-        host.run(["busybox", "sh", "-c", script, "hil", now, *awaited], deadline=deadline).check()
+        command = ["sh", "-c", script, "hil", f"{time.time():.3f}", *awaited]
+        host.run(command, deadline=deadline).check()
 
     def _read_rom(self, deadline: Deadline) -> None:
         """Have the host keep the option ROM as it reads it in the card."""
         place = f"/sys/bus/pci/devices/{self.address(ROM_OF)}/rom"
         command = ["sh", "-c", _READ_ROM, "hil", place, ROM_FILE]
         self.ssh(deadline).run(command, deadline=deadline).check()
+
+    def _plug_the_rest(self, deadline: Deadline) -> None:
+        """Plug in what is not saved."""
+        for device in _PLUGGED_LATER:
+            self._plug(device, deadline)
 
     def _plug(self, device: str, deadline: Deadline) -> None:
         port = f"port-{device}"
@@ -658,6 +666,7 @@ class EmulatedLab:
                     port=self.ssh_port,
                     key_file=self.key_file,
                     host_key=self.host_key,
+                    key_exchange=keys.KEY_EXCHANGE,
                     deadline=deadline,
                 )
             return self._ssh

@@ -520,7 +520,7 @@ class SimulatedMachine:
         self.key_file = place / "key"
         self.key_file.unlink(missing_ok=True)
         self.key_file.touch(0o600)
-        self.key_file.write_bytes(self._host.private_key)
+        self.key_file.write_text(self._host.key.private)
 
     def has_power(self, deadline: Deadline) -> bool:
         deadline.check()

@@ -306,6 +306,7 @@ def live_emulated(lab: Lab, machine: EmulatedLab, deadline: Deadline) -> LiveLab
 
 def _connect_emulated(host: str, machine: EmulatedLab, deadline: Deadline) -> Transport:
     """Another connection than that of :meth:`EmulatedLab.ssh`."""
+    from hil.transport import keys
     from hil.transport.ssh import SshTransport
 
     return SshTransport.connect(
@@ -314,6 +315,7 @@ def _connect_emulated(host: str, machine: EmulatedLab, deadline: Deadline) -> Tr
         port=machine.ssh_port,
         key_file=machine.key_file,
         host_key=machine.host_key,
+        key_exchange=keys.KEY_EXCHANGE,
         deadline=deadline,
     )
 
@@ -347,7 +349,6 @@ def _simulated(
 ) -> tuple[Platform, Reach, Console]:
     """A host of a lab that is a model in this process, until ``stack`` ends."""
     from hil.simulated.host import SimulatedHost
-    from hil.transport.keys import KeyPair
     from hil.transport.ssh import SshTransport
 
     model = lab.hosts[name].model or lab.name
@@ -361,7 +362,7 @@ def _simulated(
             name,
             "127.0.0.1",
             port=host.port,
-            key=KeyPair(host.private_key.decode(), "").load(),
+            key=host.key.load(),
             host_key=host.host_key,
             deadline=deadline,
         )

@@ -189,7 +189,7 @@ class QemuMachine:
         given = {
             "hostname": f"string={spec.name}",
             "authorized_keys": f"string={keys.of_this_run().public}",
-            "ssh_host_ed25519_key": f"file={self._directory}/host_key",
+            "ssh_host_key": f"file={self._directory}/host_key",
         }
         for name, value in given.items():
             command += ["-fw_cfg", f"name=opt/org.hil/{name},{value}"]
@@ -349,6 +349,7 @@ class QemuMachine:
             key=keys.of_this_run().load(),
             host_key=self._host_key.public,
             jump=jump,
+            key_exchange=keys.KEY_EXCHANGE,
             deadline=deadline,
         )
 

@@ -7,8 +7,6 @@ import re
 import threading
 from collections.abc import Sequence
 
-import asyncssh
-
 from hil.simulated import releases
 from hil.simulated.commands import host_commands
 from hil.simulated.host_console import HostConsole
@@ -16,6 +14,7 @@ from hil.simulated.host_system import HostSystem
 from hil.simulated.machine import Machine
 from hil.simulated.server import SshServer
 from hil.simulated.topology import spec_named
+from hil.transport import keys
 
 
 class SimulatedHost:
@@ -55,10 +54,11 @@ class SimulatedHost:
         self.system.commands["reboot"] = lambda _process: self._reboot()
         self._port = 0
         self._finish_boot()
-        self.key = asyncssh.generate_private_key("ssh-ed25519")
+        self.key = keys.generate()
+        """What logs in as root."""
         self.server = SshServer(
             self.system,
-            authorized=[self.key.export_public_key().decode()],
+            authorized=[self.key.public],
             forward=self.system.networks.forward,
         )
 
@@ -112,11 +112,6 @@ class SimulatedHost:
     def host_key(self) -> str:
         """The key that its sshd shows: ``ssh-ed25519 AAAA…``."""
         return self.server.host_key
-
-    @property
-    def private_key(self) -> bytes:
-        """A key that logs in as root, as OpenSSH keeps it in a file."""
-        return self.key.export_private_key("openssh")
 
     def close(self) -> None:
         """Everything ends."""

@@ -1,4 +1,8 @@
-"""SSH keys for machines that are made and gone within one run."""
+"""SSH keys for machines that are made and gone within one run.
+
+ECDSA on P-256, which OpenSSH leaves to libcrypto's assembler; Ed25519 and X25519 it computes in
+portable C (ed25519.c, smult_curve25519_ref.c), which an emulated processor is slow at.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +14,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import paramiko
 
+#: The key exchange of that kind (RFC 5656), for :meth:`hil.transport.ssh.SshTransport.connect`.
+KEY_EXCHANGE = "ecdh-sha2-nistp256"
+
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """An Ed25519 key pair.  ``private`` is in OpenSSH's format, without passphrase."""
+    """An ECDSA key pair.  ``private`` is in OpenSSH's format, without passphrase."""
 
     private: str
     public: str
-    """One line, ``ssh-ed25519 AAAA…``."""
+    """One line, ``ecdsa-sha2-nistp256 AAAA…``."""
 
     def load(self) -> paramiko.PKey:
         """The private key as paramiko takes it."""
         import paramiko
 
-        return paramiko.Ed25519Key.from_private_key(io.StringIO(self.private))
+        return paramiko.ECDSAKey.from_private_key(io.StringIO(self.private))
 
 
 def generate() -> KeyPair:
     """A new key pair."""
     from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.asymmetric import ec
 
-    key = Ed25519PrivateKey.generate()
+    key = ec.generate_private_key(ec.SECP256R1())
     private = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.OpenSSH,

@@ -108,6 +108,7 @@ class _Target:
     host_key: str | paramiko.PKey | None
     known_hosts: Path
     jump: SshTransport | None
+    key_exchange: str
 
     @property
     def place(self) -> str:
@@ -136,6 +137,7 @@ class SshTransport:
         host_key: str | paramiko.PKey | None = None,
         known_hosts: str | Path | None = None,
         jump: SshTransport | None = None,
+        key_exchange: str = "",
     ) -> SshTransport:
         """Connect, trying again until the deadline while the host may still be booting.
 
@@ -152,6 +154,7 @@ class SshTransport:
                 and is reached by nobody else).  Without it ``known_hosts`` decides, strictly.
             known_hosts: file as in sshd(8); by default ``~/.ssh/known_hosts``.
             jump: a connection through which to reach the host (direct-tcpip).
+            key_exchange: the method to prefer (RFC 4253, section 7.1); by default paramiko's.
 
         Raises:
             ConnectError: with the reason; a wrong key is told at once, not retried.
@@ -170,6 +173,7 @@ class SshTransport:
             host_key=host_key,
             known_hosts=Path(known_hosts or "~/.ssh/known_hosts").expanduser(),
             jump=jump,
+            key_exchange=key_exchange,
         )
         return cls(target, _connect(target, deadline))
 
@@ -606,9 +610,10 @@ def _attempt(target: _Target, deadline: Deadline, patience: float) -> paramiko.T
         connection.daemon = True
         connection.banner_timeout = min(_seconds(deadline), patience)
         connection.auth_timeout = _seconds(deadline)
+        options = connection.get_security_options()
+        options.kex = sorted(options.kex, key=lambda method: method != target.key_exchange)
         if expected:
             # Ask for a key of a kind that we know, as ssh(1) does.
-            options = connection.get_security_options()
             known = {kind for key in expected for kind in _algorithms(key)}
             options.key_types = sorted(options.key_types, key=lambda kind: kind not in known)
         try:

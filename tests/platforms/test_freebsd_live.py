@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 
-import paramiko
 import pytest
 
 from hil import journal
@@ -43,7 +41,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[SimulatedHost]:
 
 
 def connect(host: SimulatedHost) -> SshTransport:
-    key = paramiko.Ed25519Key.from_private_key(io.StringIO(host.private_key.decode()))
+    key = host.key.load()
     return SshTransport.connect(
         "sim",
         "127.0.0.1",

@@ -89,7 +89,7 @@ def run_on_rack(
     """Run a module on the host; the fake that brings labs up is taken away again."""
     key = tmp_path / "key"
     key.touch(0o600)
-    key.write_bytes(rack_host.private_key)
+    key.write_text(rack_host.key.private)
 
     def start(module: str, *arguments: str, console: bool = True) -> Ran:
         words = LAB.format(

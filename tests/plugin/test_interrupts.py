@@ -18,7 +18,6 @@ from hil.deadline import Deadline, poll
 from hil.lab.recover import recover
 from hil.platforms.freebsd import FreebsdBhyve
 from hil.simulated.host import SimulatedHost
-from hil.transport.keys import KeyPair
 from hil.transport.ssh import SshTransport
 from tests.fakes import soon
 from tests.plugin.rack import LAB
@@ -112,7 +111,7 @@ def start(host: SimulatedHost, tmp_path: Path) -> Iterator[Callable[[], Controll
     started: list[Controller] = []
     key = tmp_path / "key"
     key.touch(0o600)
-    key.write_bytes(host.private_key)
+    key.write_text(host.key.private)
     (tmp_path / "test_suite.py").write_text(SUITE)
     words = LAB.format(port=host.port, key=key, host_key=host.host_key, console="[]")
     (tmp_path / "rack.toml").write_text(words)
@@ -133,7 +132,7 @@ def platform(host: SimulatedHost) -> FreebsdBhyve:
         "alpha",
         "127.0.0.1",
         port=host.port,
-        key=KeyPair(host.private_key.decode(), "").load(),
+        key=host.key.load(),
         host_key=host.host_key,
         deadline=soon(60),
     )

@@ -17,7 +17,6 @@ from hil.platforms.freebsd import FreebsdBhyve
 from hil.platforms.freebsd_memory import DevMemory
 from hil.simulated.host import SimulatedHost
 from hil.transport.base import Result
-from hil.transport.keys import KeyPair
 from hil.transport.ssh import SshTransport
 
 OS = FreebsdGuest()
@@ -41,7 +40,7 @@ def shell(host: SimulatedHost) -> Iterator[SshTransport]:
         "host",
         "127.0.0.1",
         port=host.port,
-        key=KeyPair(host.private_key.decode(), "").load(),
+        key=host.key.load(),
         host_key=host.host_key,
         deadline=soon(),
     )

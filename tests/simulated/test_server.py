@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 import paramiko
@@ -19,7 +18,7 @@ def soon(what: str = "a command") -> Deadline:
 
 
 def connect(host: SimulatedHost) -> SshTransport:
-    key = paramiko.Ed25519Key.from_private_key(io.StringIO(host.private_key.decode()))
+    key = host.key.load()
     return SshTransport.connect(
         "simulated", "127.0.0.1", port=host.port, key=key, host_key=host.host_key, deadline=soon()
     )
@@ -120,7 +119,7 @@ def test_two_hosts_at_once_are_two(host: SimulatedHost) -> None:
 def test_a_terminal_echoes_and_its_interrupt_reaches_the_command(host: SimulatedHost) -> None:
     transport = paramiko.Transport(("127.0.0.1", host.port))
     transport.start_client(timeout=60)
-    key = paramiko.Ed25519Key.from_private_key(io.StringIO(host.private_key.decode()))
+    key = host.key.load()
     transport.auth_publickey("root", key)
     channel = transport.open_session(timeout=60)
     channel.get_pty()
