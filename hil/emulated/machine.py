@@ -507,7 +507,7 @@ class EmulatedLab:
             chunk = cursor.read(min(limit.remaining, 1.0))
             if chunk == b"":
                 raise LabError(
-                    "QEMU ended while the lab host booted",
+                    f"QEMU ended while the lab host booted, {self._process.how_it_ended()}",
                     seen=self._process.errors(),
                     console=self.console.log.tail(30),
                 )

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +27,8 @@ from hil.qmp import Monitor
 
 _PREFIX = "lab-"
 _END_LIMIT = 10.0
+#: Seconds in which its supervisor has noticed that QEMU ended.
+_END_TOLD = 5.0
 
 
 def run_folder(base: Path | None = None) -> Path:
@@ -146,6 +152,27 @@ class QemuProcess:
         )
 
     _last_words = ""
+
+    def how_it_ended(self) -> str:
+        """How QEMU ended by itself, and its last line; its supervisor tells within a second."""
+        told = b""
+        limit = time.monotonic() + _END_TOLD
+        output = self._process.stdout
+        while output is not None and b"ended " not in told and time.monotonic() < limit:
+            if select.select([output], [], [], 0.1)[0]:
+                part = os.read(output.fileno(), 4096)
+                told += part
+                if not part:
+                    break
+        match = re.search(rb"ended (-?\d+)", told)
+        if match is None:
+            words = "nobody knows how"
+        elif (status := int(match[1])) < 0:
+            words = f"by {signal.Signals(-status).name}"
+        else:
+            words = f"with status {status}"
+        lines = self.errors().splitlines()
+        return f"{words}: {lines[-1]}" if lines else f"{words}, without a word"
 
     def close(self) -> None:
         """Kill QEMU and remove its folder.  Safe to call twice."""

@@ -100,8 +100,8 @@ def test_the_commit_that_broke_a_reset_is_found(
         if status == 4:
             # An emulated processor now and then misses its timer's interrupt, and its host
             # does not boot, or QEMU ends: what a person would do then, who is told to.
-            if keeper.find(LAB) is None:
-                bring_up(tmp_path)
+            keeper.stop(LAB, Deadline(60, "the end of the lab"))
+            bring_up(tmp_path)
             status = cli.main(["bisect", "resume", f"--tree={tree}"])
     finally:
         keeper.stop(LAB, Deadline(60, "the end of the lab"))

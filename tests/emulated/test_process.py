@@ -120,3 +120,28 @@ def test_a_folder_that_others_could_write(run_base: Path) -> None:
     run_base.chmod(0o777)
     with pytest.raises(LabError, match="open to other users"):
         run_folder()
+
+
+def test_an_end_of_its_own_is_told() -> None:
+    process = QemuProcess(run_folder(), command, limit())
+    try:
+        process.monitor.execute("quit", limit())
+        assert process.how_it_ended() == "with status 0, without a word"
+    finally:
+        process.close()
+
+
+def test_a_signal_is_told_with_the_last_line() -> None:
+    process = QemuProcess(run_folder(), command, limit())
+    try:
+        with (process.folder / "qemu.log").open("a") as log:
+            log.write("first\nan assertion failed\n")
+        (qemu,) = (pid for pid in holders(process.folder) if cmdline(pid).startswith(b"qemu"))
+        os.kill(qemu, signal.SIGABRT)
+        assert process.how_it_ended() == "by SIGABRT: an assertion failed"
+    finally:
+        process.close()
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()

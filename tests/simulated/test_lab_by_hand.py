@@ -7,7 +7,6 @@ import os
 import signal
 from pathlib import Path
 
-import paramiko
 import pytest
 
 from hil.cli import main
@@ -30,7 +29,7 @@ def test_up_ssh_and_down(capsys: pytest.CaptureFixture[str]) -> None:
         "simulated",
         "127.0.0.1",
         port=state.ssh_port,
-        key=paramiko.Ed25519Key.from_private_key_file(state.key_file),
+        key_file=state.key_file,
         host_key=state.host_key,
         deadline=Deadline(60, "the simulated host"),
     )
