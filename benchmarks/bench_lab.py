@@ -16,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from _report import alternate, ratio, show, verdict
@@ -29,42 +30,47 @@ from hil.lab.load import load
 from hil.platforms.contract import GuestSpec
 from hil.platforms.linux_guest import QemuMachine
 
+#: Takes down what was measured.
+Ending = Callable[[], object]
+
 
 def limit() -> Deadline:
     return Deadline(600, "the benchmark")
 
 
-def up(*, fresh: bool) -> None:
-    lab = EmulatedLab.up(fresh=fresh, deadline=limit())
-    try:
-        lab.ssh(limit()).run(["true"], deadline=limit()).check()
-    finally:
-        lab.close()
+def up(*, fresh: bool) -> Ending:
+    """Its last step is a command by SSH, which finds that all devices are there."""
+    return EmulatedLab.up(fresh=fresh, deadline=limit()).close
 
 
-def by_hand(command: list[str]) -> None:
+def by_hand(command: list[str]) -> Ending:
     """Run QEMU with a serial port of our own until it prints a log-in prompt."""
-    near, far = socket.socketpair()
-    monitor, monitor_far = socket.socketpair()
-    kept = (far.fileno(), monitor_far.fileno())
-    words = [
-        word.replace("fd=CONSOLE", f"fd={kept[0]}").replace("fd=MONITOR", f"fd={kept[1]}")
-        for word in command
-    ]
-    with subprocess.Popen(words, pass_fds=kept) as process:
-        far.close()
-        try:
-            seen = b""
-            while b"login:" not in seen:
-                part = near.recv(4096)
-                if not part:
-                    raise SystemExit(f"the lab host by hand ended: {seen!r}")
-                seen = seen[-4000:] + part
-        finally:
-            process.kill()
-            near.close()
-            monitor.close()
-            monitor_far.close()
+    with contextlib.ExitStack() as stack:
+        ends = []
+        for _ in range(2):
+            pair = socket.socketpair()
+            ends.append(pair)
+            for end in pair:
+                stack.callback(end.close)
+        (near, far), (_, monitor) = ends
+        words = [
+            word.replace("fd=CONSOLE", f"fd={far.fileno()}").replace(
+                "fd=MONITOR", f"fd={monitor.fileno()}"
+            )
+            for word in command
+        ]
+        process = stack.enter_context(
+            subprocess.Popen(words, pass_fds=(far.fileno(), monitor.fileno()))
+        )
+        stack.callback(process.kill)
+        far.close()  # so that QEMU's end is the console's
+        seen = b""
+        while b"login:" not in seen:
+            part = near.recv(4096)
+            if not part:
+                raise SystemExit(f"the lab host by hand ended: {seen!r}")
+            seen = seen[-4000:] + part
+        return stack.pop_all().close
 
 
 def command_of(lab: EmulatedLab, given: Path) -> list[str]:
@@ -77,7 +83,7 @@ def command_of(lab: EmulatedLab, given: Path) -> list[str]:
     return command
 
 
-def guest_by_hand(bench: Bench) -> None:
+def guest_by_hand(bench: Bench) -> Ending:
     """The same QEMU command line on the host, its serial port on the SSH channel."""
     host = bench.host
     image = host.platform.images["linux"]  # type: ignore[attr-defined]
@@ -92,7 +98,8 @@ def guest_by_hand(bench: Bench) -> None:
     for index in reversed(keys):
         del words[index - 1 : index + 1]
     stream = host.platform.transport.open_stream([*words, "-serial", "stdio"], deadline=limit())
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(stream.close)
         for prompt, answer in ((b"login:", b"root\n"), (b"# ", b"")):
             seen = b""
             while prompt not in seen:
@@ -101,12 +108,11 @@ def guest_by_hand(bench: Bench) -> None:
                     raise SystemExit(f"the guest by hand ended: {seen!r}")
                 seen = seen[-4000:] + part
             stream.write(answer)
-    finally:
-        stream.close()
+        return stack.pop_all().close
 
 
-def guest_by_hil(bench: Bench, *, cold: bool) -> None:
-    bench.guests.fresh(host=bench.host, cold=cold).destroy()
+def guest_by_hil(bench: Bench, *, cold: bool) -> Ending:
+    return bench.guests.fresh(host=bench.host, cold=cold).destroy
 
 
 def main() -> None:
