@@ -197,7 +197,7 @@ class BenchDevice:
     returned: bool = field(default=False, init=False)
     """Whether the last thing was its return to the host after that."""
     entry_in_guest: TableEntry | None = field(default=None, init=False, repr=False)
-    """Its entry in the IOMMU's tables, where they can be read, in the last guest tests shared."""
+    """Its entry in the IOMMU's tables, where they can be read, in the last guest that had it."""
 
     @property
     def address(self) -> Address:
@@ -270,6 +270,10 @@ class BenchDevice:
         return f"{self.name} ({self.address})"
 
 
+Groups = Sequence[Sequence[BenchDevice]]
+"""Devices, by the guest that is to have them; those of one guest are on one host."""
+
+
 class GuestPool:
     """Guests of one bench: made, shared between tests, and always destroyed.
 
@@ -306,8 +310,6 @@ class GuestPool:
         if guest is not None and not (cold and continued) and self._is_well(guest):
             return guest
         self._shared[key] = guest = self.fresh(*devices, host=host, cold=cold)
-        for device in devices:
-            device.note_entry()
         return guest
 
     def fresh(
@@ -325,7 +327,9 @@ class GuestPool:
         """
         guest = self.prepare(*devices, host=host, memory=memory, cold=cold, form=form, roms=roms)
         try:
-            return guest.boot()
+            guest.boot()
+            for device in devices:
+                device.note_entry()
         except TemplateLostError as error:
             guest.destroy()
             self._boot_from_here_on(_host_of(devices, host), error)
@@ -333,6 +337,7 @@ class GuestPool:
         except HilError:
             guest.destroy()
             raise
+        return guest
 
     def _boot_from_here_on(self, host: BenchHost, error: HilError) -> None:
         events.emit(events.Evidence("why guests boot from here on", error.explain().encode()))
@@ -353,9 +358,7 @@ class GuestPool:
         self._check_memory(groups)
         return {self.shared(*group): tuple(group) for group in groups}
 
-    def memory_left(
-        self, host: BenchHost, groups: Sequence[Sequence[BenchDevice]]
-    ) -> Pinning | None:
+    def memory_left(self, host: BenchHost, groups: Groups) -> Pinning | None:
         """What a host has for guests with these devices; ``None`` where that is not known.
 
         What guests have that hold one of the devices counts as free: they serve again, or are
@@ -368,16 +371,13 @@ class GuestPool:
         theirs = sum(guest.machine.spec.memory + found.besides for guest in held)
         return dataclasses.replace(found, free=found.free + theirs)
 
-    def _check_memory(self, groups: Sequence[Sequence[BenchDevice]]) -> None:
+    def _check_memory(self, groups: Groups) -> None:
         """Said before the first starts: a host that runs out of memory may kill something else."""
-        for host in dict.fromkeys(_host_of(group, None) for group in groups):
-            mine = [group for group in groups if group[0].host is host]
+        for host, mine in by_host(groups):
             found = self.memory_left(host, mine)
             if found is None:
                 continue  # then the hypervisor will say it
-            planned = pinning.plan(
-                {"+".join(d.name for d in group): memory_for(group) for group in mine}, found
-            )
+            planned = pinning.plan(memory_wanted(mine), found)
             if not planned.fits:
                 raise InventoryError(
                     f"{host.name} has no memory for the guest with {', '.join(planned.missing)}",
@@ -541,6 +541,26 @@ class GuestPool:
 def memory_for(devices: Iterable[BenchDevice], least: int = GUEST_MEMORY) -> int:
     """Bytes of memory of a guest with these devices, some of which may want more than ``least``."""
     return max([least, *(device.guest_memory for device in devices)])
+
+
+def names_of(devices: Iterable[BenchDevice]) -> str:
+    """What a guest with these devices is called before it has a name: ``edu0+gpu1``."""
+    return "+".join(device.name for device in devices)
+
+
+def by_host(groups: Groups) -> Iterator[tuple[BenchHost, Groups]]:
+    """Each host with the groups of devices whose guests it is to have.
+
+    Raises:
+        InventoryError: devices of one group are on several hosts.
+    """
+    for host in dict.fromkeys(_host_of(group, None) for group in groups):
+        yield host, [group for group in groups if group[0].host is host]
+
+
+def memory_wanted(groups: Groups) -> dict[str, int]:
+    """Bytes of memory of each group's guest, by :func:`names_of` its devices."""
+    return {names_of(group): memory_for(group) for group in groups}
 
 
 def _host_of(devices: Sequence[BenchDevice], host: BenchHost | None) -> BenchHost:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from hil import events
-from hil.bench import BenchDevice, BenchHost, GuestPool, memory_for
+from hil.bench import (
+    BenchHost,
+    Groups,
+    GuestPool,
+    by_host,
+    memory_for,
+    memory_wanted,
+    names_of,
+)
 from hil.errors import HilError
 from hil.oracles import preflight
 from hil.platforms.contract import Bar
-
-Groups = Sequence[Sequence[BenchDevice]]
-"""A cluster's devices, by the guest that is to have them; those of one guest are on one host."""
 
 
 def check_bars(groups: Groups, *, extra: int = 0) -> None:
@@ -37,7 +42,7 @@ def check_bars(groups: Groups, *, extra: int = 0) -> None:
         host = group[0].host
         with _on(host):
             budget = preflight.check_budget(found, host.bar_windows(), memory_for(group))
-        _tell(host, f"BARs of the guest with {_names(group)}", budget.describe())
+        _tell(host, f"BARs of the guest with {names_of(group)}", budget.describe())
 
 
 def check_memory(groups: Groups, guests: GuestPool, *, more: int = 0) -> None:
@@ -48,9 +53,9 @@ def check_memory(groups: Groups, guests: GuestPool, *, more: int = 0) -> None:
     Raises:
         ProductError: see :func:`hil.oracles.preflight.check_memory`.
     """
-    for host, mine in _by_host(groups):
-        wanted = {_names(group): memory_for(group) for group in mine}
-        wanted[_names(mine[-1])] += more
+    for host, mine in by_host(groups):
+        wanted = memory_wanted(mine)
+        wanted[names_of(mine[-1])] += more
         with _on(host):
             planned = preflight.check_memory(wanted, guests.memory_left(host, mine))
         _tell(host, "memory", planned.describe())
@@ -64,9 +69,9 @@ def check_vectors(groups: Groups, *, taken: int = 0) -> None:
     Raises:
         ProductError: see :func:`hil.oracles.preflight.check_vectors`.
     """
-    for host, mine in _by_host(groups):
+    for host, mine in by_host(groups):
         wanted = {
-            _names(group): [f for device in group for f in device.look_at_all()] for group in mine
+            names_of(group): [f for device in group for f in device.look_at_all()] for group in mine
         }
         limits = host.vector_limits()
         if limits is not None:
@@ -74,15 +79,6 @@ def check_vectors(groups: Groups, *, taken: int = 0) -> None:
         with _on(host):
             planned = preflight.check_vectors(wanted, limits)
         _tell(host, "interrupt vectors", planned.describe())
-
-
-def _by_host(groups: Groups) -> Iterator[tuple[BenchHost, Groups]]:
-    for host in dict.fromkeys(group[0].host for group in groups):
-        yield host, [group for group in groups if group[0].host is host]
-
-
-def _names(group: Sequence[BenchDevice]) -> str:
-    return "+".join(device.name for device in group)
 
 
 def _tell(host: BenchHost, what: str, text: str) -> None:
