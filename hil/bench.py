@@ -21,7 +21,6 @@ from hil.guests.guest import Guest, GuestState
 from hil.guests.os import GuestOS, guest_os
 from hil.iommu.tables import Entry as TableEntry
 from hil.journal import Entry, Undo
-from hil.lab.models import LabKind
 from hil.pci.address import Address
 from hil.pci.budget import Windows
 from hil.pci.config import ConfigSpace
@@ -580,7 +579,6 @@ class Bench:
     def __init__(
         self,
         name: str,
-        kind: LabKind,
         hosts: Mapping[str, BenchHost],
         devices: Mapping[str, BenchDevice],
         *,
@@ -589,7 +587,6 @@ class Bench:
         closer: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
-        self.kind = kind
         self.hosts = hosts
         self.devices = devices
         self.guests = GuestPool(image, guest_system)

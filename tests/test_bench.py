@@ -10,7 +10,6 @@ from hil.bench import GUEST_MEMORY, Bench, BenchDevice, BenchHost, Peer
 from hil.deadline import Deadline
 from hil.errors import GuestError, InventoryError, LabError, ProductError
 from hil.guests.guest import GuestState
-from hil.lab.models import LabKind
 from hil.pci.address import Address
 from hil.platforms.contract import (
     Feature,
@@ -43,7 +42,6 @@ class Lab:
         self.closed: list[str] = []
         self.bench = Bench(
             "lab",
-            LabKind.EMULATED,
             {"lab1": self.host},
             {"nic0": self.nic, "disk0": self.disk},
             closer=lambda: self.closed.append("closed"),

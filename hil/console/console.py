@@ -117,7 +117,7 @@ class Console:
         limit: bytes of the log kept in memory.
 
     Every wait ends at once with :class:`~hil.errors.GuestError` when the kernel panics,
-    also the waits after it, until :meth:`wait_for_boot` or :meth:`forget_panic`.
+    also the waits after it, until :meth:`forget_panic`.
     """
 
     def __init__(
@@ -188,17 +188,6 @@ class Console:
         self._told = None
 
     # log-in
-
-    def wait_for_boot(self, login: Pattern, deadline: Deadline) -> Expected:
-        """Wait until the machine is up, as ``login`` (a prompt) says.
-
-        A panic that some wait has told of already belongs to the boot before.
-        """
-        if self._told is not None and self.log.panic is self._told:
-            self.forget_panic()
-        self._nonce = ""
-        self.log.kernel_ends_with_cr = False
-        return self.expect(login, deadline)
 
     def login(
         self,

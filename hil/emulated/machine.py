@@ -52,9 +52,11 @@ NVME_SIZE = 256 << 20
 #: Where QEMU's VT-d has its registers (include/hw/i386/intel_iommu.h).
 DRHD_BASE, DRHD_SIZE = 0xFED9_0000, 0x1000
 #: Raise it when what is saved changes though the command line does not.
-_STATE_FORMAT = 3
+_STATE_FORMAT = 4
 #: Seconds for a panicking host to print its trace.
 _LAST_WORDS = 1.0
+#: Seconds for the host to be done with a connection that was closed.
+_QUIET = 2.0
 
 #: Root ports in the order of their bus numbers, from bus 1; what is behind each.
 PORTS = ("nic0", "peer0", "nvme0", "edu0", "nic1", "gpu0", "gpu1", "edu1", "vram0")
@@ -87,7 +89,7 @@ _SLIM = """
     date; busybox true; qemu-system-x86_64 --version
     python3 -c 'import base64, fcntl, glob, json, os, re, subprocess, sys, typing'
 """
-_FIRST_IGB, _FIRST_SAVED_STATE, _FIRST_MAPPED_RAM = (8, 0), (8, 2), (9, 0)
+_FIRST_IGB, _FIRST_SAVED_STATE = (8, 0), (8, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,10 @@ class _Plan:
 def base_arguments(qemu: Qemu) -> list[str]:
     """QEMU and the machine's chipset, number of processors and memory."""
     command = [qemu.path, "-name", "hil-lab", "-nodefaults", "-no-user-config"]
-    command += ["-display", "none", "-no-shutdown", "-machine", "q35,kernel-irqchip=split"]
+    command += ["-display", "none", "-no-shutdown"]
+    # No lab uses SMM, SATA or SMBus, and each makes QEMU slower to start and to restore:
+    # with SMM every processor has a second address space, rendered anew at each change.
+    command += ["-machine", "q35,kernel-irqchip=split,smm=off,sata=off,smbus=off"]
     return [*command, "-smp", "2", "-m", f"{MEMORY >> 20}M"]
 
 
@@ -376,10 +381,14 @@ class EmulatedLab:
         booted: list[EmulatedLab] = []
 
         def make(place: Path) -> None:
-            lab = cls._boot(plan, progress, deadline, plug=False)
-            booted.append(lab)
-            progress("saving the lab host's state")
-            lab._save(place, deadline)  # noqa: SLF001 - this class's own
+            memory = os.memfd_create("lab")
+            try:
+                lab = cls._boot(plan, progress, deadline, memory=memory)
+                booted.append(lab)
+                progress("saving the lab host's state")
+                lab._save(place, memory, deadline)  # noqa: SLF001 - this class's own
+            finally:
+                os.close(memory)
 
         try:
             state = cache.entry(
@@ -400,17 +409,18 @@ class EmulatedLab:
 
     @classmethod
     def _boot(
-        cls, plan: _Plan, progress: Progress, deadline: Deadline, *, plug: bool = True
+        cls, plan: _Plan, progress: Progress, deadline: Deadline, *, memory: int | None = None
     ) -> EmulatedLab:
+        """``memory``: a file to be its memory; then what cannot be saved is not plugged in yet."""
         progress(f"booting the lab host ({plan.accelerator.name}: {plan.accelerator.reason})")
         folder = run_folder()
         lab = cls(plan, folder, new_keys(folder))
         with lab._coming_up("boot"):
-            lab._start([], deadline)
+            lab._start([] if memory is None else _memory(_descriptor(memory), "on"), deadline)
             lab._monitor("cont", deadline)
             lab._wait_for_login(0, deadline)
             lab._read_rom(deadline)
-            if plug:
+            if memory is None:
                 lab._ready(deadline)
         return lab
 
@@ -436,8 +446,9 @@ class EmulatedLab:
         lab = cls(plan, run_folder(), state)
         lab.how = "restored"
         with lab._coming_up("restore"):
-            lab._start(["-incoming", "defer"], deadline)
-            lab._map_memory(deadline)
+            _read_ahead(state / "memory")
+            lab._start([*_memory(state / "memory", "off"), "-incoming", "defer"], deadline)
+            lab._leave_out_memory(deadline)
             lab._monitor("migrate-incoming", deadline, channels=_channel(state / "state"))
             poll(
                 lambda: lab._migrated("the saved state could not be restored", deadline),
@@ -567,28 +578,30 @@ class EmulatedLab:
 
     # ---- the saved state -------------------------------------------------------------
 
-    def _save(self, place: Path, deadline: Deadline) -> None:
+    def _save(self, place: Path, memory: int, deadline: Deadline) -> None:
+        """Save its state; its memory, the file ``memory``, as a file by itself."""
         host = self.ssh(deadline)
         host.run(["sh", "-c", _SLIM], deadline=deadline).check()
         self._drop_ssh()
         self.ssh(deadline).run(["true"], deadline=deadline)
         self._drop_ssh()
+        time.sleep(_QUIET)  # or every restored lab would end that connection's processes first
         self._monitor("stop", deadline)
-        self._map_memory(deadline)
+        self._leave_out_memory(deadline)
         self._monitor("migrate", deadline, channels=_channel(place / "state"))
         poll(
             lambda: self._migrated("the state could not be saved", deadline),
             deadline.within(300, "QEMU to save the state"),
         )
+        _copy_sparsely(_descriptor(memory), place / "memory")
         for name in ("client", "client.pub", "host", "host.pub"):
             shutil.copy(self._folder / name, place / name)
         self._monitor("cont", deadline)
 
-    def _map_memory(self, deadline: Deadline) -> None:
-        """Have the state hold each page at a place of its own: it is read a quarter faster."""
-        if self._plan.qemu.version >= _FIRST_MAPPED_RAM:
-            wanted = [{"capability": "mapped-ram", "state": True}]
-            self._monitor("migrate-set-capabilities", deadline, capabilities=wanted)
+    def _leave_out_memory(self, deadline: Deadline) -> None:
+        """Have the state hold all but the host's memory, which is a file by itself."""
+        wanted = [{"capability": "x-ignore-shared", "state": True}]
+        self._monitor("migrate-set-capabilities", deadline, capabilities=wanted)
 
     def _migrated(self, failure: str, deadline: Deadline) -> bool:
         info = self._monitor("query-migrate", deadline)
@@ -719,7 +732,7 @@ class EmulatedLab:
 
     def physical_memory(self) -> PhysicalMemory:
         """The host's RAM, read without the host's help."""
-        return _Memory(self._save_physical)
+        return _PhysicalMemory(self._save_physical)
 
     def drhd_registers(self) -> bytes:
         """The 4 KiB of VT-d registers at :data:`DRHD_BASE`.
@@ -789,12 +802,49 @@ def new_keys(folder: Path) -> Path:
     return given
 
 
+def _memory(file: Path, share: str) -> list[str]:
+    """Have ``file`` be the machine's memory (QEMU's templates of virtual machines).
+
+    ``share``: ``on`` to change the file, too; ``off`` to change a copy, page by page as they
+    are written, so that nothing is read before it is used.
+    """
+    place = str(file).replace(",", ",,")
+    backend = f"memory-backend-file,id=ram,size={MEMORY},mem-path={place},share={share}"
+    if share == "off":
+        backend += ",readonly=on,rom=off"
+    return ["-object", backend, "-machine", "memory-backend=ram"]
+
+
+def _descriptor(number: int) -> Path:
+    """An open file of this process, as others of its user find it."""
+    return Path(f"/proc/{os.getpid()}/fd/{number}")
+
+
+def _copy_sparsely(source: Path, target: Path) -> None:
+    """Copy a file without its zeros (a saved lab has 0.2 of 2.5 GiB)."""
+    command = ["cp", "--sparse=always", str(source), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        raise LabError("the lab host's memory cannot be saved", seen=done.stderr[-2000:])
+
+
+def _read_ahead(path: Path) -> None:
+    """Have the kernel read what is in a sparse file, before page after page is asked for."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        number, at = file.fileno(), 0
+        while True:  # until there is no more data: ENXIO, lseek(2)
+            at = os.lseek(number, at, os.SEEK_DATA)
+            end = os.lseek(number, at, os.SEEK_HOLE)
+            os.posix_fadvise(number, at, end - at, os.POSIX_FADV_WILLNEED)
+            at = end
+
+
 def _channel(path: Path) -> list[dict[str, object]]:
     address = {"transport": "file", "filename": str(path), "offset": 0}
     return [{"channel-type": "main", "addr": address}]
 
 
-class _Memory:
+class _PhysicalMemory:
     def __init__(self, save: Callable[[int, int], bytes]) -> None:
         self._save = save
 

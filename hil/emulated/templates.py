@@ -26,7 +26,7 @@ from hil.transport.keys import KeyPair
 #: Size of a template's disk, bytes; sparse (measured: 0.1 GB of it written).
 SIZE = 1 << 30
 #: Raise it when guests are saved in another state than before.
-_FORMAT = 5
+_FORMAT = 6
 
 
 class Shelf:

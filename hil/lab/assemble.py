@@ -52,7 +52,6 @@ def bench_of(live: LiveLab, deadline: Deadline) -> Bench:
     image, entry = next(iter(lab.images.items()), ("linux", None))
     return Bench(
         lab.name,
-        lab.provenance,
         hosts,
         devices,
         image=image,

@@ -317,12 +317,13 @@ def test_after_a_reboot_the_old_panic_is_past() -> None:
     stream = ScriptedStream([PANIC])
     console = Console("g", stream)
     with pytest.raises(GuestError):
-        console.wait_for_boot(LOGIN, soon())
+        console.expect(LOGIN, soon())
+    console.forget_panic()
     stream.feed(b"Debian GNU/Linux 12\r\nhost login: ")
-    console.wait_for_boot(LOGIN, soon())
+    console.expect(LOGIN, soon())
     stream.feed(PANIC)
     with pytest.raises(GuestError):
-        console.wait_for_boot("never", soon())
+        console.expect("never", soon())
     console.close()
 
 
@@ -388,7 +389,7 @@ def getty() -> Iterator[Console]:
 
 
 def test_log_in_by_prompts(getty: Console) -> None:
-    getty.wait_for_boot(LOGIN, soon())
+    getty.expect(LOGIN, soon())
     getty.login("root", "secret", soon())
     assert getty.run("echo $((6 * 7))", soon()).output == "42\n"
 
@@ -431,7 +432,7 @@ def test_half_a_line_of_a_boot_log_is_no_prompt() -> None:
 
 def test_a_kernel_line_does_not_hide_a_prompt() -> None:
     console = Console("guest", ScriptedStream([b"BusyBox v1.35\r\n# \x1b[6n" + LINUX * 2]))
-    assert console.wait_for_boot(PROMPT, soon()).index == 0
+    assert console.expect(PROMPT, soon()).index == 0
     console.close()
 
 

@@ -109,7 +109,7 @@ def test_whatever_shapes_the_machine_is_in_its_states_name() -> None:
 
 
 def read(address: int, length: int) -> bytes:
-    memory = machine._Memory(lambda a, n: f"{a:#x}+{n}".encode())
+    memory = machine._PhysicalMemory(lambda a, n: f"{a:#x}+{n}".encode())
     return memory.read(address, length)
 
 
@@ -132,6 +132,31 @@ def test_all_ram_is_below_4_gib() -> None:
 def test_not_enough_memory() -> None:
     with pytest.raises(LabError, match=r"needs 1048576\.0 GiB of memory, [0-9.]+ GiB are"):
         machine.require_memory(1 << 50)
+
+
+def test_memory_is_copied_without_its_zeros(tmp_path: Path) -> None:
+    source, target = tmp_path / "memory", tmp_path / "copy"
+    with source.open("wb") as file:
+        for at in (0, 5 << 20):
+            file.seek(at)
+            file.write(b"page" * 1024 + bytes(1 << 20))
+        file.truncate(64 << 20)
+    machine._copy_sparsely(source, target)
+    machine._read_ahead(target)
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks * 512 < 1 << 20
+
+
+def test_memory_that_cannot_be_copied(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="memory cannot be saved") as error:
+        machine._copy_sparsely(tmp_path / "none", tmp_path / "copy")
+    assert "No such file" in error.value.seen
+    machine._read_ahead(tmp_path / "none")  # no more than a hint: whoever maps it tells
+
+
+def test_a_lab_changes_a_copy_of_its_saved_memory() -> None:
+    (_, backend, *_) = machine._memory(Path("/a,b"), "off")
+    assert "mem-path=/a,,b,share=off,readonly=on,rom=off" in backend
 
 
 class TestASavedState:

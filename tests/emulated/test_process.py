@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,31 @@ def test_what_qemu_said_when_it_did_not_start(run_base: Path) -> None:
     assert "nonesuch" in error.value.seen
     assert "-device" in error.value.command
     assert list(run_base.iterdir()) == []
+
+
+def test_a_program_that_is_not_there(run_base: Path) -> None:
+    with pytest.raises(LabError, match="QEMU did not start") as error:
+        QemuProcess(run_folder(), lambda *_: ["/nowhere/qemu"], limit())
+    assert error.value.seen == "/nowhere/qemu: No such file or directory"
+    assert list(run_base.iterdir()) == []
+
+
+def test_qemu_inherits_what_it_was_given_and_no_more() -> None:
+    process = QemuProcess(run_folder(), command, limit())
+    try:
+        (qemu,) = (pid for pid in holders(process.folder) if cmdline(pid).startswith(b"qemu"))
+        (supervisor,) = holders(process.folder) - {qemu}
+        mine = {link.readlink() for link in Path(f"/proc/{qemu}/fd").iterdir()}
+        lifeline = Path(f"/proc/{supervisor}/fd/{cmdline(supervisor).split(bytes(1))[6].decode()}")
+        assert lifeline.readlink() not in mine
+        assert process.folder / "lock" not in mine
+        ignored = re.search(
+            r"^SigIgn:\s*(\w+)$", Path(f"/proc/{qemu}/status").read_text(), re.MULTILINE
+        )
+        assert ignored is not None
+        assert not int(ignored[1], 16) & 1 << signal.SIGXFSZ - 1
+    finally:
+        process.close()
 
 
 def test_a_folder_that_others_could_write(run_base: Path) -> None:

@@ -10,7 +10,6 @@ from hil.bench import Bench, BenchDevice
 from hil.errors import GuestError, LabError, ProductError
 from hil.guests.guest import Guest
 from hil.iommu.faults import FaultRecord
-from hil.lab.models import LabKind
 from hil.oracles import crosstalk, interrupts, leftovers, ownership, preflight, race, reset, traffic
 from hil.oracles.crosstalk import Pair
 from hil.oracles.dma import HostCanary
@@ -147,7 +146,7 @@ def test_a_failure_in_the_block_is_told_instead() -> None:
 
 
 def bench(device: BenchDevice) -> Bench:
-    return Bench("lab", LabKind.EMULATED, {"lab1": device.host}, {device.name: device})
+    return Bench("lab", {"lab1": device.host}, {device.name: device})
 
 
 def test_of_two_guests_one_wins_and_both_are_gone_afterwards() -> None:
