@@ -229,8 +229,10 @@ class _Plan:
         for name, path, slot in (("root", self.host.root, 2), ("images", self.guests, 3)):
             command += ["-blockdev", block(name, path, read_only=True)]
             command += ["-device", f"virtio-blk-pci,drive={name},serial={name},addr={slot}"]
-        command += ["-netdev", "user,id=management,hostfwd=tcp:127.0.0.1:0-:22"]
-        command += ["-device", "virtio-net-pci,netdev=management,romfile=,addr=4"]
+        # A restored host need not tell a network of one where it is, nor ask for IPv6.
+        command += ["-netdev", "user,id=management,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"]
+        nic = "virtio-net-pci,netdev=management,guest_announce=off,romfile=,addr=4"
+        command += ["-device", nic]
         for name, file in (
             ("authorized_keys", "client.pub"),
             ("ssh_host_key", "host"),
