@@ -26,7 +26,7 @@ _NOT_RUN = 127
 
 
 def main(arguments: list[str]) -> int:
-    """See above.  Returns 0."""
+    """See above.  Returns 0, or 1 if there can be no more files or processes."""
     owner, folder, lifeline, descriptors = arguments[:4]
     command = arguments[5:]
     kept = [int(number) for number in descriptors.split(",")]
@@ -51,6 +51,10 @@ def main(arguments: list[str]) -> int:
             if process and (ended := os.waitpid(process, os.WNOHANG)) != (0, 0):
                 process = 0
                 print(f"ended {os.waitstatus_to_exitcode(ended[1])}", flush=True)
+    except OSError as error:
+        print(f"failed {error.strerror}", flush=True)
+        return 1
+    else:
         return 0
     finally:
         if process:
