@@ -54,7 +54,7 @@ exit 0
 # QEMU makes its sockets a moment after its start; its keeper removes the directory at its end.
 # What relays is whichever the host has.
 _RELAY = r"""
-until [ -S "$1" ]; do [ -d "${1%/*}" ] || exit 1; sleep 0.05; done
+until [ -S "$1" ]; do [ -d "${1%/*}" ] || exit 1; sleep 0.1; done
 if command -v socat >/dev/null; then exec socat - "UNIX-CONNECT:$1"; fi
 if command -v python3 >/dev/null; then exec python3 -c '
 import os, socket, sys, threading
