@@ -43,16 +43,20 @@ def up(*, fresh: bool) -> Ending:
     return EmulatedLab.up(fresh=fresh, deadline=limit()).close
 
 
+def wait_for(prompt: bytes, read: Callable[[], bytes], who: str) -> None:
+    seen = b""
+    while prompt not in seen:
+        part = read()
+        if not part:
+            raise SystemExit(f"{who} by hand ended: {seen!r}")
+        seen = seen[-4000:] + part
+
+
 def by_hand(command: list[str]) -> Ending:
     """Run QEMU with a serial port of our own until it prints a log-in prompt."""
     with contextlib.ExitStack() as stack:
-        ends = []
-        for _ in range(2):
-            pair = socket.socketpair()
-            ends.append(pair)
-            for end in pair:
-                stack.callback(end.close)
-        (near, far), (_, monitor) = ends
+        near, far = map(stack.enter_context, socket.socketpair())
+        _, monitor = map(stack.enter_context, socket.socketpair())
         words = [
             word.replace("fd=CONSOLE", f"fd={far.fileno()}").replace(
                 "fd=MONITOR", f"fd={monitor.fileno()}"
@@ -64,12 +68,7 @@ def by_hand(command: list[str]) -> Ending:
         )
         stack.callback(process.kill)
         far.close()  # so that QEMU's end is the console's
-        seen = b""
-        while b"login:" not in seen:
-            part = near.recv(4096)
-            if not part:
-                raise SystemExit(f"the lab host by hand ended: {seen!r}")
-            seen = seen[-4000:] + part
+        wait_for(b"login:", lambda: near.recv(4096), "the lab host")
         return stack.pop_all().close
 
 
@@ -101,12 +100,7 @@ def guest_by_hand(bench: Bench) -> Ending:
     with contextlib.ExitStack() as stack:
         stack.callback(stream.close)
         for prompt, answer in ((b"login:", b"root\n"), (b"# ", b"")):
-            seen = b""
-            while prompt not in seen:
-                part = stream.read()
-                if not part:
-                    raise SystemExit(f"the guest by hand ended: {seen!r}")
-                seen = seen[-4000:] + part
+            wait_for(prompt, stream.read, "the guest")
             stream.write(answer)
         return stack.pop_all().close
 

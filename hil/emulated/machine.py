@@ -45,7 +45,7 @@ Progress = Callable[[str], None]
 #: The lab host's memory, bytes.  All of it below 4 GiB, so that SeaBIOS puts the windows of
 #: bridges there too: QEMU 10.0 drops the upper half of the address of a VF's BARs.
 MEMORY = 2560 << 20
-#: Disk that a saved state takes, at most, bytes (measured: 0.3 GB).
+#: Disk that a saved state takes, at most, bytes (measured: 0.2 GB).
 STATE_SPACE = 1 << 30
 #: Size of the NVMe disk, bytes; sparse.
 NVME_SIZE = 256 << 20
@@ -237,8 +237,7 @@ class _Plan:
             ("authorized_keys", "client.pub"),
             ("ssh_host_key", "host"),
         ):
-            place = str(given / file).replace(",", ",,")
-            command += ["-fw_cfg", f"name=opt/org.hil/{name},file={place}"]
+            command += ["-fw_cfg", f"name=opt/org.hil/{name},file={_in_options(given / file)}"]
         command += port_arguments(console, monitor)
         for device in devices(self.qemu, given / ROM):
             command += ["-device", device]
@@ -294,9 +293,14 @@ def devices(qemu: Qemu, rom_file: Path | None = None) -> list[str]:
             found.append(f"{device},mac=52:54:00:68:69:{index:02x}")
     for name, model in _DISPLAYS.items():
         driver, _, options = model.partition(",")
-        file = str(rom_file or "").replace(",", ",,") if name == ROM_OF else ""
+        file = _in_options(rom_file) if rom_file is not None and name == ROM_OF else ""
         found.append(f"{driver},id={name},bus=port-{name},romfile={file},{options}")
     return found
+
+
+def _in_options(path: Path) -> str:
+    """A path among the comma-separated options of one argument."""
+    return str(path).replace(",", ",,")
 
 
 def block(name: str, path: Path, *, read_only: bool) -> str:
@@ -418,7 +422,7 @@ class EmulatedLab:
         folder = run_folder()
         lab = cls(plan, folder, new_keys(folder))
         with lab._coming_up("boot"):
-            lab._start([] if memory is None else _memory(_descriptor(memory), "on"), deadline)
+            lab._start([] if memory is None else _memory(_descriptor(memory)), deadline)
             lab._monitor("cont", deadline)
             lab._wait_for_login(0, deadline)
             lab._read_rom(deadline)
@@ -449,7 +453,7 @@ class EmulatedLab:
         lab.how = "restored"
         with lab._coming_up("restore"):
             _read_ahead(state / "memory")
-            lab._start([*_memory(state / "memory", "off"), "-incoming", "defer"], deadline)
+            lab._start([*_memory(state / "memory", copied=True), "-incoming", "defer"], deadline)
             lab._leave_out_memory(deadline)
             lab._monitor("migrate-incoming", deadline, channels=_channel(state / "state"))
             poll(
@@ -804,16 +808,14 @@ def new_keys(folder: Path) -> Path:
     return given
 
 
-def _memory(file: Path, share: str) -> list[str]:
+def _memory(file: Path, *, copied: bool = False) -> list[str]:
     """Have ``file`` be the machine's memory (QEMU's templates of virtual machines).
 
-    ``share``: ``on`` to change the file, too; ``off`` to change a copy, page by page as they
-    are written, so that nothing is read before it is used.
+    ``copied``: change a copy, page by page as they are written, so that nothing is read before
+    it is used; else the file itself.
     """
-    place = str(file).replace(",", ",,")
-    backend = f"memory-backend-file,id=ram,size={MEMORY},mem-path={place},share={share}"
-    if share == "off":
-        backend += ",readonly=on,rom=off"
+    access = "share=off,readonly=on,rom=off" if copied else "share=on"
+    backend = f"memory-backend-file,id=ram,size={MEMORY},mem-path={_in_options(file)},{access}"
     return ["-object", backend, "-machine", "memory-backend=ram"]
 
 

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -156,9 +155,9 @@ class QemuProcess:
     def how_it_ended(self) -> str:
         """How QEMU ended by itself, and its last line; its supervisor tells within a second."""
         told = b""
-        limit = time.monotonic() + _END_TOLD
+        limit = Deadline(_END_TOLD, "the end of QEMU to be told")
         output = self._process.stdout
-        while output is not None and b"ended " not in told and time.monotonic() < limit:
+        while output is not None and b"ended " not in told and not limit.expired:
             if select.select([output], [], [], 0.1)[0]:
                 part = os.read(output.fileno(), 4096)
                 told += part

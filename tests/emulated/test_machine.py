@@ -155,7 +155,7 @@ def test_memory_that_cannot_be_copied(tmp_path: Path) -> None:
 
 
 def test_a_lab_changes_a_copy_of_its_saved_memory() -> None:
-    (_, backend, *_) = machine._memory(Path("/a,b"), "off")
+    (_, backend, *_) = machine._memory(Path("/a,b"), copied=True)
     assert "mem-path=/a,,b,share=off,readonly=on,rom=off" in backend
 
 

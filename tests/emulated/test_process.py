@@ -126,7 +126,7 @@ def test_a_program_that_is_not_there(run_base: Path) -> None:
 def test_qemu_inherits_what_it_was_given_and_no_more() -> None:
     process = QemuProcess(run_folder(), command, limit())
     try:
-        (qemu,) = (pid for pid in holders(process.folder) if cmdline(pid).startswith(b"qemu"))
+        qemu = qemu_of(process)
         (supervisor,) = holders(process.folder) - {qemu}
         mine = {link.readlink() for link in Path(f"/proc/{qemu}/fd").iterdir()}
         lifeline = Path(f"/proc/{supervisor}/fd/{cmdline(supervisor).split(bytes(1))[6].decode()}")
@@ -162,11 +162,15 @@ def test_a_signal_is_told_with_the_last_line() -> None:
     try:
         with (process.folder / "qemu.log").open("a") as log:
             log.write("first\nan assertion failed\n")
-        (qemu,) = (pid for pid in holders(process.folder) if cmdline(pid).startswith(b"qemu"))
-        os.kill(qemu, signal.SIGABRT)
+        os.kill(qemu_of(process), signal.SIGABRT)
         assert process.how_it_ended() == "by SIGABRT: an assertion failed"
     finally:
         process.close()
+
+
+def qemu_of(process: QemuProcess) -> int:
+    (found,) = (pid for pid in holders(process.folder) if cmdline(pid).startswith(b"qemu"))
+    return found
 
 
 def cmdline(pid: int) -> bytes:
